@@ -1,0 +1,145 @@
+"""The store: built once, whole or not at all, within its budget."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tune_inat.errors import ResourceError
+from tune_inat.store import CACHE_VARIABLE, ENTRY_FILE, Store, default_root, hash_of, write_atomically
+
+
+@pytest.fixture
+def store(hostile_path: Path) -> Store:
+    return Store(hostile_path / "cache")
+
+
+def write_hello(folder: Path) -> None:
+    (folder / "hello.txt").write_text("hello")
+
+
+def fail_to_build(folder: Path) -> None:
+    pytest.fail("an entry that is there must not be built again")
+
+
+def test_entry_is_built_once(store: Store) -> None:
+    folder = store.get_or_build("greetings", "a", write_hello)
+    assert (folder / "hello.txt").read_text() == "hello"
+    assert Store(store.root).get_or_build("greetings", "a", fail_to_build) == folder
+    assert store.has("greetings", "a")
+    assert not store.has("greetings", "b")
+
+
+def test_failed_build_leaves_no_entry_and_the_next_goes_on_from_it(store: Store) -> None:
+    def half(folder: Path) -> None:
+        (folder / "half.txt").write_text("half")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        store.get_or_build("things", "a", half)
+    assert not store.has("things", "a")
+    folder = store.get_or_build("things", "a", lambda folder: (folder / "rest.txt").touch())
+    assert sorted(file.name for file in folder.iterdir()) == [ENTRY_FILE, "half.txt", "rest.txt"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "hello.txt").write_text("hell"),
+        lambda folder: (folder / "hello.txt").unlink(),
+        lambda folder: (folder / ENTRY_FILE).write_text("{"),
+        lambda folder: (folder / ENTRY_FILE).write_text(
+            (folder / ENTRY_FILE).read_text().replace('"hello.txt": 5', '"hello.txt": 4')
+        ),
+    ],
+    ids=["cut short", "a file gone", "torn record", "altered record"],
+)
+def test_damaged_entry_is_seen_and_built_anew(store: Store, damage) -> None:  # type: ignore[no-untyped-def]
+    folder = store.get_or_build("greetings", "a", write_hello)
+    damage(folder)
+    assert not store.has("greetings", "a")
+    again = store.get_or_build("greetings", "a", write_hello)
+    assert (again / "hello.txt").read_text() == "hello"
+
+
+def write_kilobyte(folder: Path) -> None:
+    (folder / "data").write_bytes(bytes(1000))
+
+
+def test_oldest_unused_entries_go_when_the_budget_is_full(hostile_path: Path) -> None:
+    store = Store(hostile_path / "cache")
+    for number, key in enumerate("abc"):
+        folder = store.get_or_build("data", key, write_kilobyte)
+        os.utime(folder / ENTRY_FILE, (1000 + number, 1000 + number))
+        store.release("data", key)
+    tight = Store(store.root, budget_bytes=3500)
+    tight.get_or_build("data", "d", write_kilobyte)
+    assert [store.has("data", key) for key in "abcd"] == [False, True, True, True]
+
+
+def test_entry_in_use_stays_even_over_budget(hostile_path: Path) -> None:
+    store = Store(hostile_path / "cache", budget_bytes=1500)
+    store.get_or_build("data", "a", write_kilobyte)
+    store.get_or_build("data", "b", write_kilobyte)
+    assert store.has("data", "a")
+    store.release("data", "a")
+    store.release("data", "b")
+    store.get_or_build("data", "c", write_kilobyte)
+    assert [store.has("data", key) for key in "abc"] == [False, False, True]
+
+
+BUILDER = """
+import sys, time
+from pathlib import Path
+from tune_inat.store import Store
+def build(folder):
+    (folder / "owner").write_text(sys.argv[2])
+    with open(Path(sys.argv[1]).parent / "builds", "a") as log: log.write(sys.argv[2])
+    time.sleep(0.5)
+print((Store(Path(sys.argv[1])).get_or_build("things", "a", build) / "owner").read_text())
+"""
+
+
+def test_one_process_builds_while_the_others_wait(hostile_path: Path) -> None:
+    root = hostile_path / "cache"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", BUILDER, str(root), name], stdout=subprocess.PIPE, text=True)
+        for name in "123"
+    ]
+    outputs = [process.communicate(timeout=60)[0].strip() for process in processes]
+    assert len((hostile_path / "builds").read_text()) == 1
+    assert len(set(outputs)) == 1
+
+
+def test_cache_is_the_users_alone(store: Store) -> None:
+    store.get_or_build("greetings", "a", write_hello)
+    assert stat.S_IMODE(store.root.stat().st_mode) == 0o700
+
+
+def test_place_that_cannot_be_a_folder_is_said(hostile_path: Path) -> None:
+    file = hostile_path / "file"
+    file.touch()
+    with pytest.raises(ResourceError, match=CACHE_VARIABLE):
+        Store(file / "cache").get_or_build("greetings", "a", write_hello)
+
+
+def test_default_place_follows_the_variable(monkeypatch: pytest.MonkeyPatch, hostile_path: Path) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(hostile_path))
+    assert default_root() == hostile_path
+
+
+def test_hash_ignores_the_order_of_mappings_and_nothing_else() -> None:
+    assert hash_of({"a": 1, "b": [1, 2]}) == hash_of({"b": (1, 2), "a": 1})
+    assert len({hash_of(value) for value in (1, "1", [1], {"a": 1}, 1.5, None, True)}) == 7
+
+
+def test_atomic_write_replaces_the_whole_file(hostile_path: Path) -> None:
+    path = hostile_path / "record.json"
+    write_atomically(path, json.dumps([1] * 1000).encode())
+    write_atomically(path, b"[2]")
+    assert path.read_bytes() == b"[2]"
+    assert list(hostile_path.iterdir()) == [path]

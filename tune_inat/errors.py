@@ -1,0 +1,72 @@
+"""The one family of mistakes that users make, and how a command ends on them."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+EXIT_DONE = 0
+EXIT_FAILED = 1  # something in the search failed: a trial ended as ERROR
+EXIT_USAGE = 2  # wrong usage or input: nothing was started
+EXIT_INTERRUPTED = 130  # Ctrl-C or SIGTERM
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. A command prints it without a traceback and ends with code 2.
+
+    It carries every problem that was found in an input, one line each: where, what was found, what would
+    be right.
+    """
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple[type["UserError"], tuple[tuple[str, ...]]]:
+        return type(self), (self.problems,)
+
+
+class SpaceError(UserError):
+    """A search space that cannot be read or makes no sense."""
+
+
+class DataError(UserError):
+    """A data set that cannot be found, read or split."""
+
+
+class BackboneError(UserError):
+    """A model, its weights or a point of freezing that does not exist."""
+
+
+class ResourceError(UserError):
+    """A request for devices, memory or disk that can never be met."""
+
+
+def run_command(command: Callable[[], None]) -> NoReturn:
+    """Run a command and leave the process with the exit code that its end calls for.
+
+    `command` is typer's app: it raises `SystemExit` itself. Mistakes of the user (`UserError`) are printed
+    on stderr and end with `EXIT_USAGE`; Ctrl-C ends with `EXIT_INTERRUPTED`. Anything else is a bug of ours
+    and keeps its traceback.
+    """
+    try:
+        command()
+    except UserError as error:
+        sys.stderr.write(f"{describe(error)}\n")
+        raise SystemExit(EXIT_USAGE) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    raise SystemExit(EXIT_DONE)
+
+
+def describe(error: UserError) -> str:
+    """All problems of an error as text for a terminal, closed by their count when there are several."""
+    lines = [printable(problem) for problem in error.problems]
+    if len(lines) > 1:
+        lines.append(f"{len(lines)} problems, nothing was started.")
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """`text` with control characters shown as escapes, so that a file's name cannot drive the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
