@@ -1,0 +1,68 @@
+"""The journal of a search: what was finished stays finished, what was cut off is done again."""
+
+from pathlib import Path
+
+from tune_inat.ledger import LEDGER_FILE, Ledger, Row
+
+CONFIG = {"epochs": 2, "lr": 0.1}
+
+
+def row(epoch: int) -> Row:
+    return {"epoch": epoch, "val_accuracy": epoch / 10}
+
+
+def run_trial(ledger: Ledger, trial_id: str, n_epochs: int) -> None:
+    ledger.start(trial_id, CONFIG)
+    for epoch in range(1, n_epochs + 1):
+        ledger.epoch(trial_id, row(epoch), trained=True, did={"cut": "layer3"})
+
+
+def test_finished_trial_comes_back_whole(hostile_path: Path) -> None:
+    ledger = Ledger(hostile_path)
+    run_trial(ledger, "a", 2)
+    ledger.end("a", "TERMINATED", seconds=1.5, rungs=[(0, 1, 0.1)])
+    assert Ledger(hostile_path).finished() == ledger.finished()
+    record = Ledger(hostile_path).finished()["a"]
+    assert record.config == CONFIG
+    assert record.rows == [row(1), row(2)]
+    assert record.epochs_trained == 2
+    assert record.rungs == [(0, 1, 0.1)]
+
+
+def test_trial_that_was_cut_off_or_failed_is_not_finished(hostile_path: Path) -> None:
+    ledger = Ledger(hostile_path)
+    run_trial(ledger, "cut off", 1)
+    run_trial(ledger, "failed", 1)
+    ledger.end("failed", "ERROR", seconds=1.0, error="ValueError: no")
+    run_trial(ledger, "stopped", 1)
+    ledger.end("stopped", "STOPPED", seconds=1.0)
+    assert list(Ledger(hostile_path).finished()) == ["stopped"]
+
+
+def test_trial_that_starts_again_drops_its_rows_but_counts_its_training(hostile_path: Path) -> None:
+    ledger = Ledger(hostile_path)
+    run_trial(ledger, "a", 1)
+    ledger.start("a", CONFIG)
+    ledger.epoch("a", row(1), trained=False, did={})
+    ledger.epoch("a", row(2), trained=True, did={})
+    record = Ledger(hostile_path).records()["a"]
+    assert record.rows == [row(1), row(2)]
+    assert record.epochs_trained == 2
+
+
+def test_torn_last_line_is_dropped_and_the_file_goes_on(hostile_path: Path) -> None:
+    ledger = Ledger(hostile_path)
+    run_trial(ledger, "a", 2)
+    path = hostile_path / LEDGER_FILE
+    path.write_bytes(path.read_bytes()[:-20])
+    again = Ledger(hostile_path)
+    assert again.records()["a"].rows == [row(1)]
+    run_trial(again, "b", 1)
+    assert list(Ledger(hostile_path).records()) == ["a", "b"]
+
+
+def test_forgotten_ledger_is_empty(hostile_path: Path) -> None:
+    ledger = Ledger(hostile_path)
+    run_trial(ledger, "a", 1)
+    ledger.forget()
+    assert ledger.records() == Ledger(hostile_path).records() == {}

@@ -1,0 +1,71 @@
+"""Where a trial reads from: the right image, in the right view, in every epoch."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tune_inat.features import Rows
+from tune_inat.sources import FreshSource, PlainSource, ViewSource
+
+CPU = torch.device("cpu")
+N_IMAGES = 40
+
+
+def numbered(offset: float) -> Rows:
+    """Row n holds n + offset."""
+    return Rows((np.arange(N_IMAGES, dtype=np.float32) + np.float32(offset))[:, None], CPU)
+
+
+def plain(offset: float, lead: nn.Module | None = None) -> PlainSource:
+    return PlainSource(numbered(offset), torch.arange(N_IMAGES).flip(0), lead, "fp32")
+
+
+def test_images_are_numbered_within_their_part() -> None:
+    batch = plain(0.0).take(torch.tensor([0, 5]), 1)
+    assert batch.flatten().tolist() == [39.0, 34.0]
+
+
+def test_lead_goes_from_what_is_kept_to_the_cut() -> None:
+    double = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(double.weight, 2.0)
+    batch = plain(0.0, double).take(torch.tensor([1]), 1)
+    assert batch.flatten().tolist() == [76.0]
+    assert not batch.requires_grad
+
+
+def view_of_each(source: ViewSource, epoch: int) -> list[float]:
+    numbers = torch.arange(N_IMAGES).flip(0)
+    return (source.take(torch.arange(N_IMAGES), epoch).flatten() - numbers).tolist()
+
+
+def test_epoch_picks_one_view_of_each_image_in_the_order_asked_for() -> None:
+    source = ViewSource([plain(0.0), plain(100.0), plain(200.0)], N_IMAGES, seed=1)
+    chosen = view_of_each(source, 1)
+    assert set(chosen) == {0.0, 100.0, 200.0}
+    some = source.take(torch.tensor([7, 3]), 1).flatten()
+    assert some.tolist() == [32 + chosen[7], 36 + chosen[3]]
+
+
+@pytest.mark.parametrize("epochs", [(1, 2, 1), (2, 1)])
+def test_views_follow_from_seed_and_epoch_alone(epochs: tuple[int, ...]) -> None:
+    views = [plain(0.0), plain(100.0)]
+    source = ViewSource(views, N_IMAGES, seed=1)
+    for epoch in epochs:
+        last = view_of_each(source, epoch)
+    assert last == view_of_each(ViewSource(views, N_IMAGES, seed=1), 1)
+    assert last != view_of_each(source, 2)
+    assert last != view_of_each(ViewSource(views, N_IMAGES, seed=2), 1)
+
+
+def test_fresh_views_are_drawn_for_the_epoch() -> None:
+    asked = []
+
+    def draw(numbers: list[int], epoch: int) -> np.ndarray:  # type: ignore[type-arg]
+        asked.append((list(numbers), epoch))
+        return np.full((len(numbers), 2, 2, 3), epoch, np.uint8)
+
+    batch = FreshSource(draw, None, "fp32", CPU).take(torch.tensor([4, 2]), 3)  # type: ignore[arg-type]
+    assert asked == [([4, 2], 3)]
+    assert batch.shape == (2, 3, 2, 2)
+    assert batch.unique().tolist() == [3]

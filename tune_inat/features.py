@@ -1,0 +1,176 @@
+"""Activations of the frozen prefix at a cut: computed once, memory-mapped, read by all trials of a node."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from tune_inat.meter import Meter
+from tune_inat.store import Store, hash_of, write_atomically
+
+Precision = Literal["fp32", "bf16"]
+
+FEATURES_KIND = "features"
+ARRAY_FILE = "features.npy"
+PROGRESS_FILE = "rows.json"
+FLUSH_BYTES = 64 * 2**20  # how much may be computed twice after a kill
+BATCH_SIZE = 64  # images in a pass of the prefix
+
+# numpy has no bfloat16: its bits are kept as int16.
+STORED_TYPE: dict[Precision, tuple[type[np.generic], torch.dtype]] = {
+    "fp32": (np.float32, torch.float32),
+    "bf16": (np.int16, torch.bfloat16),
+}
+
+
+@dataclass(frozen=True)
+class CutFeatures:
+    """Where activations stand: those of which pixels, under which weights, at which cut."""
+
+    pixels_key: str
+    weights_key: str
+    cut: str
+    precision: Precision
+
+    @property
+    def key(self) -> str:
+        """The key under which the store keeps them."""
+        return hash_of([self.pixels_key, self.weights_key, self.cut, self.precision])
+
+
+class Rows:
+    """Images or activations by row, as a trial reads them.
+
+    The array on disk is channels-last (N, H, W, C); `take` gives (n, C, H, W) over the same memory layout.
+    Other shapes come as they are.
+    """
+
+    def __init__(self, array: npt.NDArray[np.generic], device: torch.device) -> None:
+        tensor = torch.from_numpy(array)
+        if tensor.dtype == torch.int16:
+            tensor = tensor.view(torch.bfloat16)
+        self.device = device
+        self.n_bytes = array.nbytes
+        self._tensor = tensor.to(device) if fits(array.nbytes, device) else tensor
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The rows (n,) int64, in that order, on the device."""
+        taken = self._tensor.index_select(0, rows.to(self._tensor.device))
+        if taken.device != self.device:
+            taken = taken.pin_memory().to(self.device, non_blocking=True)
+        return taken.permute(0, 3, 1, 2) if taken.ndim == 4 else taken
+
+
+def fits(n_bytes: int, device: torch.device) -> bool:
+    """Whether an array may live on a device: on a GPU, within half of what is free. The CPU maps it."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    limit = (
+        torch.cuda.get_per_process_memory_fraction(device)
+        * torch.cuda.get_device_properties(device).total_memory
+    )
+    return n_bytes < 0.5 * min(free, limit - torch.cuda.memory_allocated(device))
+
+
+def has_features(store: Store, cut: CutFeatures) -> bool:
+    """Whether the activations are there, whole."""
+    return store.has(FEATURES_KIND, cut.key)
+
+
+def load_features(
+    store: Store,
+    cut: CutFeatures,
+    compute: Callable[[], tuple[Rows, nn.Module]],
+    *,
+    n_rows: int,
+    meter: Meter,
+) -> npt.NDArray[np.generic]:
+    """The activations of rows 0..n_rows-1, memory-mapped; computed first if the store has none.
+
+    Args:
+        compute: called only when they must be computed: what to read, and the network from there to the cut
+            (in eval mode, on the device of what is read).
+        n_rows: how many rows there are.
+        meter: is told of each image.
+
+    Returns:
+        (n_rows, H, W, C) or (n_rows, ...), float32, or int16 that holds the bits of bfloat16.
+    """
+
+    def build(folder: Path) -> None:
+        source, network = compute()
+        with meter.task(f"Frozen layers up to {cut.cut}", n_rows, "images") as advance:
+            _compute(folder, source, network, n_rows=n_rows, precision=cut.precision, advance=advance)
+
+    folder = store.get_or_build(FEATURES_KIND, cut.key, build)
+    # Copy-on-write: torch wants a writable array, and pages are shared all the same.
+    array: npt.NDArray[np.generic] = np.load(folder / ARRAY_FILE, mmap_mode="c")
+    return array
+
+
+def _compute(
+    folder: Path,
+    source: Rows,
+    network: nn.Module,
+    *,
+    n_rows: int,
+    precision: Precision,
+    advance: Callable[[int], None],
+) -> None:
+    """Fill the array batch by batch, going on after the last row that an earlier, killed run flushed."""
+    stored, _ = STORED_TYPE[precision]
+    done = _rows_done(folder)
+    path = folder / ARRAY_FILE
+    array = np.lib.format.open_memmap(path, mode="r+") if done else None
+    advance(done)
+    unflushed = 0
+    for start in range(done, n_rows, BATCH_SIZE):
+        rows = torch.arange(start, min(start + BATCH_SIZE, n_rows))
+        part = as_stored(run_frozen(network, source.take(rows), precision))
+        if array is None:
+            array = np.lib.format.open_memmap(path, mode="w+", dtype=stored, shape=(n_rows, *part.shape[1:]))
+        array[start : start + len(part)] = part
+        unflushed += part.nbytes
+        advance(len(part))
+        if unflushed >= FLUSH_BYTES:
+            array.flush()
+            write_atomically(folder / PROGRESS_FILE, json.dumps(start + len(part)).encode())
+            unflushed = 0
+    assert array is not None, "a data set has at least one image"
+    array.flush()
+    (folder / PROGRESS_FILE).unlink(missing_ok=True)
+
+
+def _rows_done(folder: Path) -> int:
+    try:
+        return int(json.loads((folder / PROGRESS_FILE).read_bytes()))
+    except (OSError, ValueError):
+        return 0
+
+
+def run_frozen(network: nn.Module, batch: Tensor, precision: Precision) -> Tensor:
+    """A frozen network's output for a batch, in the type in which it would be stored.
+
+    The cast is part of the definition: a trial without the store's help sees the same values.
+    """
+    with torch.no_grad(), torch.autocast(batch.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        output: Tensor = network(batch)
+    return output.to(STORED_TYPE[precision][1])
+
+
+def as_stored(batch: Tensor) -> npt.NDArray[np.generic]:
+    """A batch as numpy keeps it: channels last, bfloat16 as int16."""
+    if batch.ndim == 4:
+        batch = batch.permute(0, 2, 3, 1)
+    batch = batch.contiguous()
+    if batch.dtype == torch.bfloat16:
+        batch = batch.view(torch.int16)
+    array: npt.NDArray[np.generic] = batch.cpu().numpy()
+    return array

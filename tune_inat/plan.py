@@ -1,0 +1,126 @@
+"""What a search will do, decided before any training: its trials, who shares with whom, who goes first."""
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tune_inat.config import TrialConfig
+from tune_inat.errors import SpaceError
+from tune_inat.space import SearchSpace
+from tune_inat.store import hash_of
+
+DEFAULT_TRIALS = 32  # of a random or bayes search whose sweep has no run_cap
+TRIAL_ID_DIGITS = 8
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """A trial to be run. Its id follows from its configuration, so it is the same in every search."""
+
+    trial_id: str
+    config: TrialConfig
+
+    @property
+    def family_key(self) -> str:
+        """The key of the trials that train the same epochs, within one search."""
+        return hash_of(self.config.family())
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """The trials of a search. `trials` are those known beforehand: all, except for bayes, which learns."""
+
+    n_trials: int
+    trials: tuple[PlannedTrial, ...]
+
+    @property
+    def epochs_asked(self) -> int:
+        """The epochs of all trials known beforehand."""
+        return sum(trial.config.epochs for trial in self.trials)
+
+    @property
+    def epochs_to_train(self) -> int:
+        """The epochs left when each family trains its longest trial only."""
+        return sum(max(trial.config.epochs for trial in family) for family in self.families().values())
+
+    def families(self) -> dict[str, list[PlannedTrial]]:
+        """The trials of each family, in the plan's order."""
+        families: dict[str, list[PlannedTrial]] = defaultdict(list)
+        for trial in self.trials:
+            families[trial.family_key].append(trial)
+        return dict(families)
+
+    def horizons(self) -> dict[str, tuple[int, ...]]:
+        """The numbers of epochs that each family's trials ask for, ascending."""
+        return {
+            key: tuple(sorted({trial.config.epochs for trial in family}))
+            for key, family in self.families().items()
+        }
+
+
+class TrialNamer:
+    """Gives each configuration its id; one that comes again is a trial of its own, `-2`, `-3`, ..."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, int] = defaultdict(int)
+
+    def name(self, config: TrialConfig) -> PlannedTrial:
+        """The trial of a configuration."""
+        trial_id = hash_of(config.model_dump())[:TRIAL_ID_DIGITS]
+        self._times[trial_id] += 1
+        times = self._times[trial_id]
+        return PlannedTrial(trial_id if times == 1 else f"{trial_id}-{times}", config)
+
+
+def make_plan(space: SearchSpace, fixed: Mapping[str, Any], *, n_trials: int | None, seed: int) -> SearchPlan:
+    """The plan of a search.
+
+    Args:
+        fixed: the values that all trials share; the space varies the rest.
+        n_trials: at most so many trials; `None` leaves it to the sweep (`run_cap`).
+        seed: of the draws of a random search.
+    """
+    limit = n_trials if n_trials is not None else space.run_cap
+    if space.method == "bayes":
+        return SearchPlan(limit or DEFAULT_TRIALS, ())
+    if space.method == "grid":
+        points: Iterable[dict[str, Any]] = space.grid()[:limit]
+    else:
+        points = _sample(space, limit or DEFAULT_TRIALS, seed)
+    namer = TrialNamer()
+    trials = tuple(namer.name(complete_config(point, fixed)) for point in points)
+    return SearchPlan(len(trials), trials)
+
+
+def complete_config(point: Mapping[str, Any], fixed: Mapping[str, Any]) -> TrialConfig:
+    """A trial's configuration from a point of the space and the values that all trials share."""
+    return TrialConfig(**{**fixed, **point})
+
+
+def _sample(space: SearchSpace, n: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Each point has a stream of its own, so that a longer search begins with the same points."""
+    for number in range(n):
+        yield space.sample(random.Random(hash_of([seed, number])))
+
+
+def longest_trial(space: SearchSpace, fixed: Mapping[str, Any]) -> int:
+    """The most epochs that any trial of a space can ask for."""
+    if "epochs" not in space.parameters:
+        return complete_config({}, {"epochs": fixed["epochs"]} if "epochs" in fixed else {}).epochs
+    return int(space.parameters["epochs"].ppf(1.0))
+
+
+def check_early_stopping(space: SearchSpace, longest: int) -> None:
+    """Refuse an early stopping that could never stop a trial, however it went.
+
+    Raises:
+        SpaceError: the first rung lies at or after the last epoch of the longest trial.
+    """
+    early = space.early_stopping
+    if early is not None and early.grace_period >= longest:
+        raise SpaceError(
+            f"{space.source}: early_terminate first looks at a trial after epoch {early.grace_period}, "
+            f"but the longest has {longest} epochs. Lower min_iter, or raise epochs."
+        )

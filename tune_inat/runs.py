@@ -1,0 +1,83 @@
+"""The folder of a search: which one it is, whose it is, and that only one search writes to it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tune_inat.errors import ResourceError, UserError
+from tune_inat.store import write_atomically
+
+IDENTITY_FILE = "search.json"
+LOCK_FILE = ".lock"
+
+
+def find_run_folder(storage: Path, name: str | None, proposed: str, identity: Mapping[str, Any]) -> Path:
+    """The folder of a search: the same command comes back to the same one.
+
+    Args:
+        storage: where the folders of searches are.
+        name: the user's name for the search; `None` takes the first of `proposed`, `proposed-2`, ... that is
+            free or holds this very search.
+        identity: what makes it this search. Its `space` may change under the user's own name: then the
+            search is widened or narrowed, and what it has trained counts on.
+
+    Raises:
+        UserError: the name belongs to a search on other images or with other settings.
+    """
+    if name is None:
+        number = 1
+        while True:
+            folder = storage / (proposed if number == 1 else f"{proposed}-{number}")
+            if _read_identity(folder) in (None, identity):
+                return folder
+            number += 1
+    folder = storage / name
+    known = _read_identity(folder)
+    if known is not None:
+        other = [key for key in identity if key != "space" and known.get(key) != identity[key]]
+        if other:
+            raise UserError(
+                f"--name {name}: {folder} holds a search with other {', '.join(other)}. Choose another name."
+            )
+    return folder
+
+
+@contextmanager
+def held(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
+    """Make a search's folder and hold it; the lock dies with its owner.
+
+    Raises:
+        ResourceError: another search holds the folder, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK_FILE)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ResourceError(
+            f"{folder}: another search is writing here. Wait for it, or give this one another --name."
+        ) from error
+    except OSError as error:
+        raise ResourceError(
+            f"{folder}: the search's folder cannot be written ({error.strerror}). Choose another --storage."
+        ) from error
+    try:
+        write_atomically(folder / IDENTITY_FILE, (json.dumps(identity, indent=2) + "\n").encode())
+        yield
+    finally:
+        lock.release()
+
+
+def _read_identity(folder: Path) -> dict[str, Any] | None:
+    """What a folder's search is; `None` where the folder is free, an empty mapping where it says nothing."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    try:
+        identity = json.loads((folder / IDENTITY_FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return identity if isinstance(identity, dict) else {}

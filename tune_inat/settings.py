@@ -1,0 +1,91 @@
+"""What a user asks of a search, and what follows from it for all of its trials."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tune_inat.config import TrialConfig
+from tune_inat.errors import UserError
+from tune_inat.wording import complaint, did_you_mean
+
+SAMPLE = "sample"
+SAMPLE_MODEL = "timm/tf_efficientnet_lite0"
+SAMPLE_IMAGE_SIZE = 96
+
+
+class SearchSettings(BaseModel):
+    """The arguments of a search, as on the command line. `None` leaves a choice to the search."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    space: str = Field("grid", description="a search space that ships with tune_inat, or a sweep file")
+    data: str = Field(SAMPLE, description="sample, inaturalist12k, a folder, or an s3:// or gs:// URI")
+    model: str | None = Field(None, description="a torchvision name, or timm/NAME")
+    weights: str | None = Field(None, description="default, none, or a file")
+    image_size: int | None = Field(None, ge=16, le=4096, description="side of the square images in pixels")
+    name: str | None = Field(None, min_length=1, description="the search's name: its folder in --storage")
+    storage: str = Field("runs", min_length=1, description="folder of the results, local or s3://, gs://")
+    seed: int | None = Field(None, ge=0, lt=2**32, description="seed of the split and of all that is drawn")
+    trials: int | None = Field(None, ge=1, description="how many trials at most")
+    max_hours: float | None = Field(None, gt=0, description="hours after which the search ends")
+    gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="GPUs of a trial: auto, a share (0.25) or a number; 0 runs on the CPU"
+    )
+    cpus_per_trial: int | None = Field(None, ge=1, description="CPU cores of a trial")
+    max_concurrent: int | None = Field(None, ge=1, description="how many trials run at a time")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto takes what is faster")
+    overrides: Mapping[str, Any] = Field(default_factory=dict, description="values that all trials share")
+    reuse: bool = Field(True, description="share work between trials, and with earlier searches")
+    cache_gb: float | None = Field(None, gt=0, description="how large the cache may grow, in GB")
+    skip_bad_images: bool = Field(False, description="leave out images that cannot be read")
+    wandb: Literal["online", "offline", "disabled"] | None = Field(None, description="W&B's mode")
+    wandb_project: str | None = Field(None, min_length=1, description="W&B's project")
+    address: str | None = Field(None, min_length=1, description="a running Ray cluster: auto, or host:port")
+
+    def given(self) -> dict[str, Any]:
+        """The parameters that the arguments fix, by name.
+
+        Raises:
+            UserError: an argument and `--set` name the same parameter.
+        """
+        named = {
+            "model": self.model,
+            "weights": self.weights,
+            "image_size": self.image_size,
+            "seed": self.seed,
+        }
+        chosen = {name: value for name, value in named.items() if value is not None}
+        twice = [name for name in chosen if name in self.overrides]
+        if twice:
+            raise UserError([f"--set {name}: --{name.replace('_', '-')} says it already." for name in twice])
+        return {**chosen, **self.overrides}
+
+    def fixed(self) -> dict[str, Any]:
+        """The values that trials share where the space does not vary them: what is given, and defaults."""
+        is_sample = self.data == SAMPLE
+        defaults = {
+            "model": SAMPLE_MODEL if is_sample else TrialConfig.model_fields["model"].default,
+            "image_size": SAMPLE_IMAGE_SIZE if is_sample else TrialConfig.model_fields["image_size"].default,
+        }
+        return {**defaults, **self.given()}
+
+
+def make_settings(**arguments: Any) -> SearchSettings:
+    """Settings from arguments, as a command or a notebook gives them.
+
+    Raises:
+        UserError: names every argument that does not exist or cannot have its value.
+    """
+    try:
+        return SearchSettings(**arguments)
+    except ValidationError as error:
+        problems = {str(item["loc"][0]): _problem(item) for item in error.errors()}  # one for each argument
+        raise UserError(list(problems.values())) from error
+
+
+def _problem(item: Mapping[str, Any]) -> str:
+    name = str(item["loc"][0])
+    if item["type"] == "extra_forbidden":
+        return f"there is no argument {name}. {did_you_mean(name, SearchSettings.model_fields)}"
+    return f"--{name.replace('_', '-')}: {complaint(item)}"
