@@ -43,7 +43,9 @@ class ViewSource:
     def take(self, picked: Tensor, epoch: int) -> Tensor:
         """See `Source`."""
         chosen = self._chosen_in(epoch)[picked]
-        parts = [self._views[view].take(picked[chosen == view], epoch) for view in chosen.unique().tolist()]
+        parts = [
+            self._views[view].take(picked[chosen == view], epoch) for view in sorted(set(chosen.tolist()))
+        ]
         back = chosen.argsort(stable=True).argsort()  # from the order of views to the order asked for
         batch = torch.cat(parts)
         return batch[back.to(batch.device)]
