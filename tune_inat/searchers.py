@@ -16,9 +16,10 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from tune_inat.distributions import Distribution
 from tune_inat.metrics import Goal
 from tune_inat.plan import PlannedTrial
-from tune_inat.space import Distribution, SearchSpace
+from tune_inat.space import SearchSpace
 
 STUDY_FILE = "optuna.db"
 LATENT_SUFFIX = " (quantile)"  # of a parameter that Optuna knows only by its quantile in [0, 1]
