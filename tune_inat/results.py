@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_inat.ledger import Row, Status, TrialRecord
-from tune_inat.metrics import Goal
+from tune_inat.objective import Goal
 from tune_inat.states import best_row
 from tune_inat.store import write_atomically
 

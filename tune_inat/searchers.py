@@ -17,7 +17,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from tune_inat.distributions import Distribution
-from tune_inat.metrics import Goal
+from tune_inat.objective import Goal
 from tune_inat.plan import PlannedTrial
 from tune_inat.space import SearchSpace
 

@@ -1,0 +1,94 @@
+"""The audit counts what is there and names what is wrong."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.image_files import encode, noise, photo, write_classes
+from tune_inat.audit import Audit, audit_folder, to_json, to_text
+from tune_inat.data import find_images
+from tune_inat.meter import SilentMeter
+
+
+def audit(root: Path, cache: Path) -> Audit:
+    folder = find_images(str(root), cache=cache, meter=SilentMeter())
+    return audit_folder(folder, n_workers=2, meter=SilentMeter())
+
+
+def test_files_are_counted_by_class_and_part(hostile_path: Path, own_cache: Path) -> None:
+    write_classes(hostile_path, {"train/a": 4, "train/b": 3, "val/a": 2})
+    assert audit(hostile_path, own_cache).counts() == {
+        "a": {"train": 4, "val": 2},
+        "b": {"train": 3, "val": 0},
+    }
+
+
+def test_formats_and_sizes_are_those_of_the_contents(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"a": 2, "b": 1})  # 16 x 12 pixels each
+    (tmp_path / "b" / "large.jpg").write_bytes(encode(photo(300, 500), "JPEG"))
+    (tmp_path / "b" / "wrong.jpg").write_bytes(encode(photo(30, 50), "WEBP"))
+    found = audit(tmp_path, own_cache)
+    assert found.formats() == {"PNG": 3, "JPEG": 1, "WEBP": 1}
+    assert found.sizes() == {
+        "width": {"min": 16, "median": 16, "max": 500},
+        "height": {"min": 12, "median": 12, "max": 300},
+    }
+    assert found.misnamed() == [(tmp_path / "b" / "wrong.jpg", "WEBP")]
+
+
+def test_all_that_cannot_be_read_is_named_with_its_reason(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"a": 2, "b": 2})
+    (tmp_path / "a" / "empty.png").touch()
+    (tmp_path / "a" / "link.png").symlink_to("nowhere")
+    (tmp_path / "b" / "page.jpg").write_text("<html>")
+    reasons = {path.name: reason for path, reason in audit(tmp_path, own_cache).unreadable_files()}
+    assert reasons == {
+        "empty.png": "is empty",
+        "link.png": "is a broken link",
+        "page.jpg": "is not a whole JPEG, PNG, WebP, BMP, GIF or TIFF image",
+    }
+
+
+def test_files_of_the_same_content_are_named_together(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"a": 2, "b": 2})
+    shutil.copy(tmp_path / "a" / "0.png", tmp_path / "b" / "copy.png")
+    assert audit(tmp_path, own_cache).duplicates == ((tmp_path / "a" / "0.png", tmp_path / "b" / "copy.png"),)
+
+
+def test_text_and_json_say_the_same(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"a": 2, "b": 2})
+    shutil.copy(tmp_path / "a" / "0.png", tmp_path / "b" / "copy.png")
+    (tmp_path / "a" / "empty.png").touch()
+    (tmp_path / "a" / "notes.txt").touch()
+    found = audit(tmp_path, own_cache)
+    text, report = to_text(found), json.loads(json.dumps(to_json(found)))
+    assert report["unreadable"] == [{"path": f"{tmp_path}/a/empty.png", "reason": "is empty"}]
+    assert f"{tmp_path}/a/empty.png: is empty" in text
+    assert report["duplicates"] == [[f"{tmp_path}/a/0.png", f"{tmp_path}/b/copy.png"]]
+    assert f"{tmp_path}/a/0.png = {tmp_path}/b/copy.png" in text
+    for notice in report["notices"]:
+        assert f"note: {notice}" in text
+    assert len(report["notices"]) == 1
+
+
+def test_text_is_cut_where_the_json_is_not(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"a": 2, "b": 2})
+    for number in range(30):
+        (tmp_path / "a" / f"bad{number}.png").write_bytes(noise(number).tobytes())
+    found = audit(tmp_path, own_cache)
+    assert "30 cannot be read:" in to_text(found)
+    assert "... and 10 more" in to_text(found)
+    assert len(to_json(found)["unreadable"]) == 30
+
+
+@pytest.mark.parametrize("name", [b"line\nbreak.png", b"\x1b[31mred.png", b"\xff.png"])
+def test_names_cannot_drive_the_terminal(tmp_path: Path, own_cache: Path, name: bytes) -> None:
+    write_classes(tmp_path, {"a": 2, "b": 2})
+    (tmp_path / "a" / os.fsdecode(name)).touch()
+    text = to_text(audit(tmp_path, own_cache))
+    line = next(line for line in text.splitlines() if "is empty" in line)
+    assert line.startswith(f"  {tmp_path}/a/")
+    assert line.isprintable()

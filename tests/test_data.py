@@ -1,0 +1,283 @@
+"""A data set's parts follow from contents and seed; what a search would refuse is said beforehand."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.model_selection import train_test_split
+
+from tests.image_files import encode, noise, write_classes
+from tune_inat.data import DataSet, Split, find_images, split_images
+from tune_inat.errors import DataError
+from tune_inat.folders import ImageFolder
+from tune_inat.meter import SilentMeter
+from tune_inat.origins import INATURALIST
+
+
+def find(root: Path | str, cache: Path) -> ImageFolder:
+    return find_images(str(root), cache=cache, meter=SilentMeter())
+
+
+def split(
+    folder: ImageFolder, *, seed: int = 0, unreadable: Mapping[str, str] | None = None, skip: bool = False
+) -> DataSet:
+    """Split a folder whose images are all readable but those given."""
+    bad = unreadable or {}
+    contents = sorted({file.content for file in folder.files})
+    row_of = {content: row for row, content in enumerate(contents) if content not in bad}
+    return split_images(folder, row_of=row_of, unreadable=bad, seed=seed, skip_bad_images=skip)
+
+
+def parts_of(data: DataSet) -> dict[str, Split]:
+    parts = {"train": data.train, "val": data.val, "test": data.test}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def contents_of(data: DataSet, folder: ImageFolder) -> dict[str, list[str]]:
+    content_at = {file.path: file.content for file in folder.files}
+    return {name: [content_at[path] for path in part.paths] for name, part in parts_of(data).items()}
+
+
+def test_each_image_is_in_one_part(hostile_path: Path, own_cache: Path) -> None:
+    write_classes(hostile_path, {"a": 30, "b": 20})
+    folder = find(hostile_path, own_cache)
+    parts = contents_of(split(folder), folder)
+    assert sorted(content for part in parts.values() for content in part) == sorted(
+        file.content for file in folder.files
+    )
+
+
+def test_rows_labels_and_paths_belong_together(hostile_path: Path, own_cache: Path) -> None:
+    write_classes(hostile_path, {"a": 10, "b": 10})
+    folder = find(hostile_path, own_cache)
+    contents = sorted(file.content for file in folder.files)
+    for part in parts_of(split(folder)).values():
+        assert part.rows.dtype == part.labels.dtype == np.int64
+        assert list(part.rows) == sorted(part.rows)  # in the order of the pixels' file
+        for row, label, path in zip(part.rows, part.labels, part.paths, strict=True):
+            file = next(file for file in folder.files if file.path == path)
+            assert (contents[row], folder.classes[label]) == (file.content, path.parent.name)
+
+
+def test_a_fifth_of_each_class_is_test_and_a_fifth_of_the_rest_val(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"a": 50, "b": 25})
+    data = split(find(tmp_path, own_cache))
+    assert {name: list(np.bincount(part.labels)) for name, part in parts_of(data).items()} == {
+        "test": [10, 5],
+        "val": [8, 4],
+        "train": [32, 16],
+    }
+
+
+def test_draw_is_scikit_learns(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"a": 23, "b": 17})
+    folder = find(tmp_path, own_cache)
+    expected = {"train": set[str](), "val": set[str](), "test": set[str]()}
+    for label in (0, 1):
+        contents = sorted(file.content for file in folder.files if file.label == label)
+        rest, test = train_test_split(contents, test_size=round(len(contents) / 5), random_state=7)
+        train, val = train_test_split(sorted(rest), test_size=round(len(rest) / 5), random_state=7)
+        for name, drawn in (("train", train), ("val", val), ("test", test)):
+            expected[name].update(drawn)
+    assert {name: set(part) for name, part in contents_of(split(folder, seed=7), folder).items()} == expected
+
+
+def test_class_of_three_has_one_in_each_part(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"a": 3, "b": 400})
+    for part in parts_of(split(find(tmp_path, own_cache))).values():
+        assert np.count_nonzero(part.labels == 0) == 1
+
+
+def test_classes_too_small_are_all_named_with_their_counts(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"a": 2, "b": 9, "c": 1})
+    with pytest.raises(DataError) as caught:
+        split(find(tmp_path, own_cache))
+    needed = "3 are needed, one for each part drawn from them."
+    assert caught.value.problems == (
+        f"{tmp_path}: class a has 2 different readable images; {needed}",
+        f"{tmp_path}: class c has 1 different readable images; {needed}",
+    )
+
+
+def test_seed_alone_changes_the_split(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"a": 30, "b": 30})
+    folder = find(tmp_path, own_cache)
+    assert split(folder, seed=1).fingerprint == split(folder, seed=1).fingerprint
+    assert split(folder, seed=1).fingerprint != split(folder, seed=2).fingerprint
+
+
+def test_names_and_places_do_not_change_the_split(hostile_path: Path, own_cache: Path) -> None:
+    write_classes(hostile_path / "one", {"a": 20, "b": 20})
+    shutil.copytree(hostile_path / "one", hostile_path / "two")
+    for path in (hostile_path / "two").rglob("*.png"):
+        path.rename(path.with_name(f"{99 - int(path.stem)}.PNG"))
+    one, two = (split(find(hostile_path / name, own_cache)) for name in ("one", "two"))
+    assert one.fingerprint == two.fingerprint
+    np.testing.assert_array_equal(one.val.rows, two.val.rows)
+
+
+def test_fingerprint_knows_classes_contents_labels_and_parts(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1})
+    folder = find(tmp_path, own_cache)
+    first, *rest = folder.files
+    others = [
+        folder,
+        replace(folder, classes=("a", "c")),
+        replace(folder, files=(replace(first, content="0" * 32), *rest)),
+        replace(folder, files=(replace(first, label=1), *rest)),
+        replace(folder, files=(replace(first, part="val"), *rest)),
+    ]
+    assert len({split(other).fingerprint for other in others}) == 5
+
+
+def test_copies_of_an_image_stay_in_one_part(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"a": 20, "b": 20})
+    for path in list((tmp_path / "a").iterdir()):
+        shutil.copy(path, path.with_name(f"copy of {path.name}"))
+    folder = find(tmp_path, own_cache)
+    parts = [set(contents) for contents in contents_of(split(folder), folder).values()]
+    assert sum(len(part) for part in parts) == len(set.union(*parts)) == 40
+
+
+def test_image_under_two_labels_stays_in_one_part(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"a": 5, "b": 5})
+    for path in list((tmp_path / "a").iterdir())[:3]:
+        shutil.copy(path, tmp_path / "b" / f"copy of {path.name}")
+    folder = find(tmp_path, own_cache)
+    parts = [set(contents) for contents in contents_of(split(folder), folder).values()]
+    assert sum(len(part) for part in parts) == len(set.union(*parts)) == 10
+
+
+def test_given_parts_are_kept(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"train/a": 4, "train/b": 4, "val/a": 1, "val/b": 2, "test/b": 3})
+    data = split(find(tmp_path, own_cache))
+    for name, part in parts_of(data).items():
+        assert {path.parent.parent.name for path in part.paths} == {name}
+    assert {name: len(part.rows) for name, part in parts_of(data).items()} == {
+        "train": 8,
+        "val": 3,
+        "test": 3,
+    }
+
+
+def test_without_test_there_is_none(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"train/a": 4, "train/b": 4, "val/a": 1, "val/b": 2})
+    assert split(find(tmp_path, own_cache)).test is None
+
+
+def test_without_val_a_fifth_of_train_is_val(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"train/a": 10, "train/b": 20, "test/a": 1, "test/b": 2})
+    data = split(find(tmp_path, own_cache))
+    assert [list(np.bincount(part.labels)) for part in (data.train, data.val)] == [[8, 16], [2, 4]]
+    assert {path.parent.parent.name for path in data.val.paths} == {"train"}
+    assert data.test is not None
+    assert {path.parent.parent.name for path in data.test.paths} == {"test"}
+
+
+def test_inaturalist_splits_train_and_tests_on_val(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    counts = {"train/Aves": 10, "train/Mammalia": 10, "val/Aves": 3, "val/Mammalia": 4}
+    write_classes(tmp_path / INATURALIST.folder, counts)
+    data = split(find("inaturalist12k", own_cache))
+    assert {name: len(part.rows) for name, part in parts_of(data).items()} == {
+        "train": 16,
+        "val": 4,
+        "test": 7,
+    }
+    assert "used as it is" in data.notices[0]
+
+
+def test_unreadable_images_stop_all_with_their_reasons(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"a": 5, "b": 5})
+    folder = find(tmp_path, own_cache)
+    bad = {folder.files[0].content: "is cut short", folder.files[7].content: "is empty"}
+    with pytest.raises(DataError) as caught:
+        split(folder, unreadable=bad)
+    assert str(caught.value) == (
+        "2 of 10 images cannot be read:\n"
+        f"  {tmp_path}/a/0.png: is cut short\n"
+        f"  {tmp_path}/b/2.png: is empty\n"
+        "Mend or remove them, or leave them out with --skip-bad-images."
+    )
+
+
+def test_long_list_of_unreadable_images_is_cut(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"a": 30, "b": 30})
+    folder = find(tmp_path, own_cache)
+    with pytest.raises(DataError, match=r"60 of 60 images (.|\n)*\.\.\. and 40 more") as caught:
+        split(folder, unreadable={file.content: "is empty" for file in folder.files})
+    assert str(caught.value).count("is empty") == 20
+
+
+def test_unreadable_images_are_left_out_on_request(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"a": 5, "b": 5})
+    (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "nowhere")
+    folder = find(tmp_path, own_cache)
+    bad = folder.files[0]
+    data = split(folder, unreadable={bad.content: "is cut short"}, skip=True)
+    assert dict(data.skipped) == {bad.path: "is cut short", tmp_path / "a" / "gone.png": "is a broken link"}
+    assert sum(len(part.rows) for part in parts_of(data).values()) == 9
+
+
+def test_part_of_which_nothing_is_left_is_an_error(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"train/a": 4, "train/b": 4, "val/a": 1})
+    folder = find(tmp_path, own_cache)
+    bad = {file.content: "is empty" for file in folder.files if file.part == "val"}
+    with pytest.raises(DataError, match="no image of val can be read"):
+        split(folder, unreadable=bad, skip=True)
+
+
+def audit(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tune_inat.data", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_command_shows_what_a_search_would_use(hostile_path: Path) -> None:
+    write_classes(hostile_path, {"a": 10, "b": 15})
+    done = audit(hostile_path)
+    assert done.returncode == 0, done.stderr
+    assert "25 images in 2 classes" in done.stdout
+    assert "split (seed 0): train 16, val 4, test 5" in done.stdout
+
+
+def test_command_gives_all_findings_as_json(hostile_path: Path) -> None:
+    write_classes(hostile_path, {"a": 10, "b": 15})
+    done = audit(hostile_path, "--json", "--seed", "3")
+    report = json.loads(done.stdout)
+    assert report["classes"] == {"a": {"images": 10}, "b": {"images": 15}}
+    assert report["split"] == {"train": 16, "val": 4, "test": 5}
+    assert report["problems"] == []
+    assert done.returncode == 0
+
+
+def test_command_ends_with_2_where_a_search_would_refuse(hostile_path: Path) -> None:
+    write_classes(hostile_path, {"a": 10, "b": 2})
+    (hostile_path / "a" / "bad.png").write_bytes(encode(noise(99), "PNG")[:-30])
+    done = audit(hostile_path, "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 2
+    assert "1 of 13 images cannot be read" in report["problems"][0]
+    assert "class b has 2 different readable images" in report["problems"][1]  # all at once
+    assert "2 problems, nothing was started." in done.stderr
+
+
+def test_command_says_that_there_is_nothing(hostile_path: Path) -> None:
+    done = audit(hostile_path / "nothing", "--json")
+    assert done.returncode == 2
+    assert "there is no such folder" in json.loads(done.stdout)["problems"][0]
+    assert "Traceback" not in done.stderr
+
+
+def test_help_comes_without_heavy_imports() -> None:
+    assert "Audit a data set" in audit("--help").stdout
+    script = "import sys, tune_inat.data; print({'torch', 'ray', 'sklearn', 'PIL'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

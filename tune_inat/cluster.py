@@ -1,0 +1,146 @@
+"""Ray itself: a session of it, quiet, and how its devices are shared out over trials."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from tune_inat.errors import ResourceError
+
+# Measured on 2 cores with Ray 2.60, these take Tune's start from 5 s to 1.5 s and its
+# output to nothing. A trial's clean-up may take 30 s (it saves its state) before its process is given up.
+QUIET_RAY = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+WORKER_ENVIRONMENT = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "30"}
+OBJECT_STORE_BYTES = 256 * 2**20  # Ray carries a search's description only; images and weights are on disk
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What Ray has."""
+
+    n_cpus: int
+    n_gpus: int
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What the trials of a search run on."""
+
+    n_cpus: int
+    n_gpus: int
+    cpus_per_trial: int
+    gpus_per_trial: float
+    max_concurrent: int
+
+
+def quiet_ray() -> None:
+    """Set what Ray and Tune read from the environment; what the user has set stays."""
+    for name, value in QUIET_RAY.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def ray_session(address: str | None, *, n_gpus: int | None = None) -> Iterator[Callable[[], Cluster]]:
+    """Start or join Ray in the background; the value waits for it and says what there is.
+
+    Args:
+        address: `auto`, or `host:port` of a running cluster; `None` starts Ray on this machine alone.
+        n_gpus: how many GPUs to announce on this machine; `None` counts them.
+    """
+    quiet_ray()
+    failure: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            _init_ray(address, n_gpus)
+        except BaseException as error:  # noqa: BLE001  # carried to the thread that waits
+            failure.append(error)
+
+    thread = threading.Thread(target=start, name="ray-init", daemon=True)
+    thread.start()
+
+    def wait() -> Cluster:
+        thread.join()
+        if failure:
+            raise _why_no_ray(address, failure[0]) from failure[0]
+        resources = ray.cluster_resources()
+        return Cluster(n_cpus=int(resources.get("CPU", 0)), n_gpus=int(resources.get("GPU", 0)))
+
+    try:
+        yield wait
+    finally:
+        thread.join()
+        ray.shutdown()
+
+
+def _init_ray(address: str | None, n_gpus: int | None) -> None:
+    common: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.CRITICAL,
+        "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
+    }
+    if address is not None:
+        ray.init(address=address, **common)
+        return
+    ray.init(
+        address="local",
+        num_cpus=len(os.sched_getaffinity(0)),
+        num_gpus=n_gpus,
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        **common,
+    )
+
+
+def _why_no_ray(address: str | None, error: BaseException) -> BaseException:
+    if address is None:
+        return error
+    return ResourceError(f"--address {address}: no Ray cluster answers there ({error}). Is it up?")
+
+
+def share_devices(
+    cluster: Cluster,
+    *,
+    n_trials: int,
+    cpus_per_trial: int | None,
+    gpus_per_trial: float | None,
+    max_concurrent: int | None,
+) -> Devices:
+    """The devices of each trial and how many run at a time.
+
+    Args:
+        gpus_per_trial: `None` is automatic: a whole GPU where there is one.
+
+    Raises:
+        ResourceError: what is asked for can never be there.
+    """
+    gpus = gpus_per_trial if gpus_per_trial is not None else float(cluster.n_gpus > 0)
+    problems = []
+    if gpus > cluster.n_gpus or (gpus > 1 and gpus != int(gpus)):
+        problems.append(
+            f"--gpus-per-trial {gpus:g}: there are {cluster.n_gpus} GPUs. A trial takes a share (0.25), "
+            "or whole GPUs, or 0 to run on the CPU."
+        )
+    if cpus_per_trial is not None and cpus_per_trial > cluster.n_cpus:
+        problems.append(f"--cpus-per-trial {cpus_per_trial}: there are {cluster.n_cpus} CPU cores.")
+    if problems:
+        raise ResourceError(problems)
+    by_gpu = int(cluster.n_gpus / gpus + 1e-9) if gpus else n_trials
+    wanted = max(1, min(n_trials, by_gpu, max_concurrent or n_trials))
+    cpus = cpus_per_trial or max(1, cluster.n_cpus // min(wanted, cluster.n_cpus))
+    concurrent = max(1, min(wanted, cluster.n_cpus // cpus))
+    return Devices(cluster.n_cpus, cluster.n_gpus, cpus, gpus, concurrent)

@@ -1,0 +1,48 @@
+"""What the disk allows: folders to write to, room for what is coming."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tune_inat.errors import ResourceError
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of ours, readable by its owner only, unless it is there.
+
+    Raises:
+        ResourceError: it cannot be made, or not be written to.
+    """
+    with writing(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ResourceError(f"{folder}: cannot be written to. Is it yours?")
+
+
+def check_room(folder: Path, n_bytes: int, what: str) -> None:
+    """Refuse at once what the disk has no room for.
+
+    Args:
+        folder: an existing folder on that disk.
+        what: names what needs the room, in a sentence: `the decoded images`.
+
+    Raises:
+        ResourceError: says how much is needed and how much is free.
+    """
+    n_free = shutil.disk_usage(folder).free
+    if n_bytes > n_free:
+        raise ResourceError(
+            f"{folder}: {n_bytes / 1e9:,.2f} GB are needed for {what} and {n_free / 1e9:,.2f} GB are free. "
+            "Make room, or move the cache to a larger disk."
+        )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around writes: what the file system refuses becomes a `ResourceError` that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be written ({os.strerror(error.errno or 0)}).") from error

@@ -1,0 +1,93 @@
+"""Everything that a search reads before it runs: its space, its images, its plan."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tune_inat.config import TrialConfig
+from tune_inat.data import DataSet, find_images, split_images
+from tune_inat.images import Pixels, load_pixels
+from tune_inat.meter import Meter
+from tune_inat.plan import SearchPlan, check_early_stopping, longest_trial, make_plan
+from tune_inat.settings import SearchSettings
+from tune_inat.space import SearchSpace, load_space
+from tune_inat.store import Store, default_root
+
+BYTES_PER_GB = 10**9
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a search works on. `files` says where the image of each content lies."""
+
+    settings: SearchSettings
+    space: SearchSpace
+    fixed: Mapping[str, Any]
+    store: Store
+    files: Mapping[str, Path]
+    pixels: Pixels
+    data: DataSet
+    plan: SearchPlan
+
+    @property
+    def seed(self) -> int:
+        """The seed of the split and of the search's own draws."""
+        return seed_of(self.fixed)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this search the same as an earlier one: JSON values only."""
+        return {
+            "space": self.space.identity(),
+            "images": self.data.fingerprint,
+            "parameters": dict(self.fixed),
+            "precision": self.settings.precision,
+        }
+
+
+def seed_of(fixed: Mapping[str, Any]) -> int:
+    """The search's seed: that of its trials, where they share one."""
+    return int(fixed.get("seed", TrialConfig.model_fields["seed"].default))
+
+
+def read_inputs(settings: SearchSettings, meter: Meter, store: Store) -> Inputs:
+    """Read and check all inputs, decoding the images unless the store has them.
+
+    Raises:
+        UserError: whatever is wrong with them.
+    """
+    space = load_space(settings.space, fixed=settings.given())
+    fixed = {name: value for name, value in settings.fixed().items() if name not in space.parameters}
+    plan = make_plan(space, fixed, n_trials=settings.trials, seed=seed_of(fixed))
+    check_early_stopping(space, longest_trial(space, fixed))
+    folder = find_images(settings.data, cache=store.root, meter=meter)
+    files = {file.content: file.path for file in folder.files}
+    pixels = load_pixels(
+        store,
+        files,
+        size=_first_image_size(space, fixed),
+        n_workers=len(os.sched_getaffinity(0)),
+        meter=meter,
+    )
+    data = split_images(
+        folder,
+        row_of=pixels.row_of,
+        unreadable=pixels.unreadable,
+        seed=seed_of(fixed),
+        skip_bad_images=settings.skip_bad_images,
+    )
+    return Inputs(settings, space, fixed, store, files, pixels, data, plan)
+
+
+def open_store(settings: SearchSettings) -> Store:
+    """The user's store, within `--cache-gb`."""
+    budget = None if settings.cache_gb is None else int(settings.cache_gb * BYTES_PER_GB)
+    return Store(default_root(), budget)
+
+
+def _first_image_size(space: SearchSpace, fixed: Mapping[str, Any]) -> int:
+    """A size that the search needs anyway; the others are decoded when a trial asks for them."""
+    if "image_size" in fixed:
+        return int(fixed["image_size"])
+    return int(space.parameters["image_size"].ppf(0.0))

@@ -1,0 +1,124 @@
+"""The command and the function `search`: reads inputs, runs the plan, writes the results."""
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tune_inat.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, run_command
+from tune_inat.progress import Terminal
+from tune_inat.settings import SearchSettings, make_settings
+
+if TYPE_CHECKING:
+    from tune_inat.export import Classifier
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search left. `summary` is the content of `summary.json`."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """The trials, best first."""
+        trials: list[dict[str, Any]] = self.summary["trials"]
+        return trials
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The best trial with its test accuracy, `None` when no trial came to an end."""
+        best: dict[str, Any] | None = self.summary["best"]
+        return best
+
+    def load_model(self) -> "Classifier":
+        """The best model, ready to predict.
+
+        Raises:
+            UserError: the search has left none.
+        """
+        from tune_inat.export import load_classifier
+        from tune_inat.results import BEST_MODEL_FOLDER
+
+        return load_classifier(self.folder / BEST_MODEL_FOLDER)
+
+
+def search(space: str = "grid", **arguments: Any) -> SearchResult:
+    """Search for the best fine-tuned classifier; the arguments are those of the command.
+
+    `search("grid", data="photos", trials=8, reuse=True)`: names as in `SearchSettings`.
+
+    Raises:
+        UserError: whatever is wrong with the arguments or the inputs.
+    """
+    return _run(make_settings(space=space, **arguments), Terminal())
+
+
+def _run(settings: SearchSettings, terminal: Terminal) -> SearchResult:
+    started = time.monotonic()
+    terminal.say(f"Search space {settings.space} on {settings.data}")
+    from tune_inat.conduct import conduct_search
+
+    folder, summary = conduct_search(settings, terminal, started=started)
+    return SearchResult(folder, summary)
+
+
+def _option(name: str, *flags: str) -> Any:
+    """A typer option that says what the setting of this name says."""
+    return typer.Option(*flags, help=SearchSettings.model_fields[name].description)
+
+
+SET_HELP = "a parameter's value for all trials; may be repeated"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    context: typer.Context,
+    space: Annotated[str, _option("space")] = "grid",
+    data: Annotated[str, _option("data")] = "sample",
+    model: Annotated[str | None, _option("model")] = None,
+    weights: Annotated[str | None, _option("weights")] = None,
+    image_size: Annotated[int | None, _option("image_size")] = None,
+    name: Annotated[str | None, _option("name")] = None,
+    storage: Annotated[str, _option("storage")] = "runs",
+    seed: Annotated[int | None, _option("seed")] = None,
+    trials: Annotated[int | None, _option("trials")] = None,
+    max_hours: Annotated[float | None, _option("max_hours")] = None,
+    gpus_per_trial: Annotated[str, _option("gpus_per_trial")] = "auto",
+    cpus_per_trial: Annotated[int | None, _option("cpus_per_trial")] = None,
+    max_concurrent: Annotated[int | None, _option("max_concurrent")] = None,
+    precision: Annotated[str, _option("precision")] = "auto",
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SET_HELP)] = None,
+    reuse: Annotated[bool, _option("reuse", "--reuse/--no-reuse")] = True,
+    cache_gb: Annotated[float | None, _option("cache_gb")] = None,
+    skip_bad_images: Annotated[bool, _option("skip_bad_images", "--skip-bad-images")] = False,
+    wandb: Annotated[str | None, _option("wandb")] = None,
+    wandb_project: Annotated[str | None, _option("wandb_project")] = None,
+    address: Annotated[str | None, _option("address")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print summary.json alone on stdout")] = False,
+) -> None:
+    """Find the best classifier that fine-tuning can give for a folder of labelled images."""
+    from tune_inat.space import parse_settings
+
+    arguments = {key: value for key, value in context.params.items() if key in SearchSettings.model_fields}
+    settings = make_settings(**{**arguments, "overrides": parse_settings(overrides or [])})
+    result = _run(settings, Terminal(quiet_stdout=as_json))
+    if as_json:
+        sys.stdout.write(json.dumps(result.summary, indent=2) + "\n")
+    raise typer.Exit(exit_code(result.summary))
+
+
+def exit_code(summary: dict[str, Any]) -> int:
+    """0 when every trial came to its end, 1 when one failed, 130 when the search was interrupted."""
+    return {"DONE": EXIT_DONE, "FAILURES": EXIT_FAILED, "INTERRUPTED": EXIT_INTERRUPTED}[summary["status"]]
+
+
+if __name__ == "__main__":
+    run_command(app)

@@ -1,0 +1,104 @@
+"""How a running search stands: what has ended, what leads, how long it will take."""
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tune_inat.objective import DEFAULT_METRIC, Metric
+
+ENDED = frozenset({"TERMINATED", "ERROR"})  # Ray's words for trials that will not go on
+
+
+class LiveTrial(Protocol):
+    """A trial as Ray Tune sees it now. `row` is its last report; `status` is one of Ray's words."""
+
+    @property
+    def trial_id(self) -> str: ...
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def row(self) -> Mapping[str, Any] | None: ...
+    @property
+    def seconds(self) -> float: ...
+
+
+@dataclass
+class Standings:
+    """All trials of a search as they stand now.
+
+    Attributes:
+        total: how many trials there will be, with the `n_earlier` that had ended before this run.
+        trials: those that have started in this run.
+        best: the best value of `metric` that each has had, by its id.
+        varied: the parameters in which they differ so far.
+    """
+
+    total: int
+    n_earlier: int = 0
+    metric: Metric = DEFAULT_METRIC
+    trials: Sequence[LiveTrial] = ()
+    best: dict[str, float] = field(default_factory=dict)
+    varied: list[str] = field(default_factory=list)
+
+    def update(self, trials: Sequence[LiveTrial]) -> None:
+        """Take in how trials stand now: those known, in their order, and new ones after them."""
+        for trial in trials[len(self.trials) :]:
+            first = trials[0].config
+            differing = [name for name, value in trial.config.items() if first.get(name) != value]
+            self.varied += [name for name in differing if name not in self.varied]
+        for trial in trials:
+            value, known = self.value(trial), self.best.get(trial.trial_id)
+            if value is not None and (known is None or self._cost(value) < self._cost(known)):
+                self.best[trial.trial_id] = value
+        self.trials = trials
+
+    @property
+    def running(self) -> list[LiveTrial]:
+        """The trials that have not ended."""
+        return [trial for trial in self.trials if trial.status not in ENDED]
+
+    @property
+    def n_done(self) -> int:
+        """How many trials have ended, in whatever way, in this run and before."""
+        return self.n_earlier + len(self.trials) - len(self.running)
+
+    def leaders(self, n: int) -> list[LiveTrial]:
+        """The `n` trials with the best values, best first."""
+        by_id = {trial.trial_id: trial for trial in self.trials}
+        ids = heapq.nsmallest(n, self.best, key=lambda trial_id: self._cost(self.best[trial_id]))
+        return [by_id[trial_id] for trial_id in ids]
+
+    def seconds_left(self, elapsed: float) -> float | None:
+        """How long the rest will take at the speed of the epochs so far; `None` before there are any.
+
+        Trials that have not started count as average ones. What early stopping will spare is not known.
+        """
+        n_epochs = sum(epochs_done(trial) for trial in self.trials)
+        if n_epochs == 0:
+            return None
+        n_left = sum(epochs_asked(trial) - epochs_done(trial) for trial in self.running)
+        n_asked = sum(epochs_asked(trial) for trial in self.trials)
+        n_unstarted = max(0, self.total - self.n_earlier - len(self.trials))
+        return elapsed / n_epochs * (n_left + n_unstarted * n_asked / len(self.trials))
+
+    def value(self, trial: LiveTrial) -> float | None:
+        """A trial's last value of the metric, `None` where there is none or it is not finite."""
+        found = (trial.row or {}).get(self.metric.name)
+        return float(found) if found is not None and math.isfinite(found) else None
+
+    def _cost(self, value: float) -> float:
+        return -value if self.metric.goal == "maximize" else value
+
+
+def epochs_done(trial: LiveTrial) -> int:
+    """The epochs that a trial has reported."""
+    return int((trial.row or {}).get("epoch", 0))
+
+
+def epochs_asked(trial: LiveTrial) -> int:
+    """The epochs that a trial will have if nothing stops it."""
+    return int(trial.config["epochs"])

@@ -1,0 +1,193 @@
+"""The tables of a search, for the terminal: its trials while they run, and the leaderboard at the end."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from tune_inat.errors import printable
+from tune_inat.standings import LiveTrial, Standings, epochs_asked, epochs_done
+
+MAX_RUNNING = 16  # rows of a live table
+MAX_LEADERS = 3
+MAX_RANKED = 20  # rows of a leaderboard
+MAX_VALUE = 20  # characters of a parameter's value
+EPOCH_BAR, TOTAL_BAR = 12, 24  # columns
+GAP = 2  # columns between two columns of a table
+STATUS_STYLES = {"ERROR": "red", "STOPPED": "yellow", "SKIPPED": "dim"}
+TITLES = {"val_accuracy": "val acc"}  # of columns that would be much wider than what is in them
+
+
+class LiveTable:
+    """How far a search has come, the trials that run with bars of their epochs, and those that lead."""
+
+    def __init__(self, standings: Standings, elapsed: float) -> None:
+        self._standings = standings
+        self._elapsed = elapsed
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw what fits: of many trials the first, of many parameters the first."""
+        standings = self._standings
+        running, leaders = standings.running, standings.leaders(MAX_LEADERS)
+        visible = running[: max(1, min(MAX_RUNNING, console.height - MAX_LEADERS - 6))]
+        yield self._headline(len(running))
+        if not running and not leaders:
+            return
+        table = _new_table()
+        table.add_column("trial")
+        shown = (*visible, *leaders)
+        room = options.max_width - (8 + EPOCH_BAR + 7 + 9 + 9 + 4 * GAP)
+        names = _fitting({name: [short(t.config[name]) for t in shown] for name in standings.varied}, room)
+        for name in names:
+            table.add_column(name)
+        table.add_column("epochs", width=EPOCH_BAR + 6)
+        table.add_column(_title(standings.metric.name), justify="right")
+        table.add_column("time", justify="right")
+        for trial in visible:
+            table.add_row(*self._row(trial, names, standings.value(trial)))
+        if len(running) > len(visible):
+            table.add_row(Text(f"and {len(running) - len(visible):,} more", style="dim"))
+        if leaders:
+            table.add_row()
+            table.add_row(Text("best so far", style="dim"))
+        for trial in leaders:
+            table.add_row(*self._row(trial, names, standings.best[trial.trial_id]), style="green")
+        yield table
+
+    def _headline(self, n_running: int) -> Table:
+        standings = self._standings
+        left = standings.seconds_left(self._elapsed)
+        line = Table.grid(padding=(0, GAP, 0, 0))
+        line.add_row(
+            Text("trials", style="bold"),
+            ProgressBar(max(1, standings.total), standings.n_done, width=TOTAL_BAR),
+            f"{standings.n_done:,}/{standings.total:,}",
+            Text(f"{n_running} running", style="dim"),
+            Text("" if left is None else f"about {duration(left)} left", style="dim"),
+        )
+        return line
+
+    def _row(self, trial: LiveTrial, names: Sequence[str], value: float | None) -> list[Any]:
+        done, asked = epochs_done(trial), epochs_asked(trial)
+        epochs = Table.grid(padding=(0, 1, 0, 0))
+        epochs.add_row(ProgressBar(asked, done, width=EPOCH_BAR), f"{done}/{asked}")
+        return [
+            Text(printable(trial.trial_id)),
+            *(Text(short(trial.config[name])) for name in names),
+            epochs,
+            number(value),
+            duration(trial.seconds),
+        ]
+
+
+def ended_line(standings: Standings, trial: LiveTrial, elapsed: float) -> str:
+    """One line about a trial that has ended, for a log."""
+    done, asked = epochs_done(trial), epochs_asked(trial)
+    status = "STOPPED" if trial.status == "TERMINATED" and done < asked else trial.status
+    best = standings.best.get(trial.trial_id)
+    said = [f"{status} after {done} of {asked} epochs", duration(trial.seconds)]
+    if best is not None:
+        said.insert(1, f"{standings.metric.name} {number(best)}")
+    said += [f"{name} {short(trial.config[name])}" for name in standings.varied if name != "epochs"]
+    left = standings.seconds_left(elapsed)
+    if left is not None and standings.n_done < standings.total:
+        said.append(f"about {duration(left)} left")
+    return f"{standings.n_done}/{standings.total} trials: {trial.trial_id} {', '.join(said)}"
+
+
+def leaderboard_table(
+    trials: Sequence[Mapping[str, Any]], varied: Sequence[str], metric: str, width: int
+) -> Table:
+    """The best trials, from `summary.json`'s list of trials, with those varied parameters that fit."""
+    ranked = trials[:MAX_RANKED]
+    metrics = list(dict.fromkeys((metric, "val_accuracy", "val_loss")))
+    cells = {
+        "#": [str(rank) for rank in range(1, len(ranked) + 1)],
+        "trial": [printable(trial["trial_id"]) for trial in ranked],
+        "epochs": [_epochs(trial) for trial in ranked],
+        **{_title(name): [number(trial[name]) for trial in ranked] for name in metrics},
+        "status": [trial["status"] for trial in ranked],
+        "time": [duration(trial["seconds"]) for trial in ranked],
+    }
+    parameters = {
+        name: [short(trial["config"][name]) for trial in ranked] for name in varied if name != "epochs"
+    }
+    names = _fitting(parameters, width - sum(_width(title, column) + GAP for title, column in cells.items()))
+    order = ["#", "trial", *names, *(title for title in cells if title not in ("#", "trial"))]
+    table = _new_table()
+    for title in order:
+        is_text = title in (*names, "trial", "status")
+        table.add_column(title, justify="left" if is_text else "right", no_wrap=True)
+    for index, trial in enumerate(ranked):
+        style = "bold green" if index == 0 and trial["status"] != "ERROR" else ""
+        row = [Text((cells | parameters)[title][index]) for title in order]
+        row[order.index("status")].stylize(STATUS_STYLES.get(trial["status"], ""))
+        table.add_row(*row, style=style)
+    return table
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: `0.4 s`, `12 s`, `3 min 20 s`, `1 h 05 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def amount(n: float, unit: str) -> str:
+    """A count with its unit; bytes in the power of 1,000 that suits them."""
+    if unit != "bytes":
+        return f"{n:,.0f} {unit}".rstrip()
+    for power, prefix in ((9, "G"), (6, "M"), (3, "k")):
+        if n >= 10**power:
+            return f"{n / 10**power:.1f} {prefix}B"
+    return f"{n:.0f} B"
+
+
+def number(value: float | None) -> str:
+    """A metric with four decimals, `-` for none."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def short(value: Any) -> str:
+    """A parameter's value in few characters, safe for a terminal."""
+    text = f"{value:.3g}" if isinstance(value, float) else printable(str(value)).replace("\n", " ")
+    return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 3]}..."
+
+
+def _new_table() -> Table:
+    return Table(
+        box=box.SIMPLE_HEAD, padding=(0, GAP, 0, 0), pad_edge=False, show_edge=False, header_style="dim"
+    )
+
+
+def _title(metric: str) -> str:
+    return TITLES.get(metric, metric.replace("_", " "))
+
+
+def _epochs(trial: Mapping[str, Any]) -> str:
+    done, asked = trial["epochs"], trial["config"]["epochs"]
+    return str(done) if done == asked else f"{done}/{asked}"
+
+
+def _width(title: str, column: Sequence[str]) -> int:
+    return max(len(title), *(len(cell) for cell in column)) if column else len(title)
+
+
+def _fitting(columns: Mapping[str, Sequence[str]], room: int) -> list[str]:
+    """The first columns for which there is room."""
+    names: list[str] = []
+    for name, column in columns.items():
+        room -= _width(name, column) + GAP
+        if room < 0:
+            break
+        names.append(name)
+    return names

@@ -1,0 +1,267 @@
+"""One trial: the freeze-and-fine-tune loop. It is a pure function of its configuration and its inputs."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tune_inat.backbone import load_trainable_state, trainable_state
+from tune_inat.config import TrialConfig
+from tune_inat.metrics import evaluate
+from tune_inat.recipe import (
+    Optimizer,
+    batches,
+    class_weights,
+    count_steps,
+    draw_epoch,
+    draw_mix,
+    training_loss,
+)
+from tune_inat.states import FamilyStates, Row, best_row, to_cpu
+from tune_inat.sources import Source
+from tune_inat.workbench import Network, Workbench
+
+EVALUATION_BATCH_SIZE = 256
+
+# What an epoch reports. The last three are measured, not computed: they differ from run to run.
+ROW_NAMES = (
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "val_macro_f1",
+    "val_balanced_accuracy",
+    "val_ece",
+    "lr",
+    "peak_lr",
+    "steps",
+    "images_per_second",
+    "train_seconds",
+    "epoch_seconds",
+)
+
+
+class NonFiniteLossError(Exception):
+    """The loss of a step was infinite or not a number: the trial cannot go on."""
+
+
+class InterruptedTrialError(Exception):
+    """The search is being ended: the epoch in progress is given up."""
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """An epoch's metrics, whether it was trained now or taken from the store, and what was done to train it."""
+
+    row: Row
+    trained: bool
+    did: Mapping[str, Any]
+
+
+Report = Callable[[EpochReport], None]
+
+
+def run_trial(
+    bench: Workbench,
+    config: TrialConfig,
+    *,
+    horizons: Sequence[int],
+    report: Report,
+    is_interrupted: Callable[[], bool] = lambda: False,
+) -> None:
+    """Report each epoch of a trial: those on record at once, the rest as they are trained.
+
+    Args:
+        horizons: the epochs at which trials of this family end, as far as they are known. For each, the
+            weights of the best epoch up to it are kept.
+        report: may raise `SystemExit`, which ends the trial (a scheduler stops it); what was trained is kept.
+        is_interrupted: asked before each step.
+
+    Raises:
+        NonFiniteLossError: with the epoch and step at which it happened.
+        InterruptedTrialError: `is_interrupted` said so.
+    """
+    if not bench.job.reuse:
+        trainer = Trainer(bench, config)
+        for epoch in range(1, config.epochs + 1):
+            report(EpochReport(trainer.train_epoch(epoch, is_interrupted), trained=True, did=trainer.did))
+        return
+    states = bench.states(config)
+    with states.exclusively():
+        record = states.record()
+        replayed = record.rows[: config.epochs]
+        for row in replayed:
+            report(EpochReport(row, trained=False, did=record.did or {}))
+        if len(replayed) == config.epochs:
+            return
+        wanted = sorted({*horizons, config.epochs})
+        for epoch_report in _train_onwards(bench, config, states, config.epochs, wanted, is_interrupted):
+            if epoch_report.row["epoch"] > len(replayed):
+                report(epoch_report)
+
+
+def weights_after(bench: Workbench, config: TrialConfig, epoch: int) -> Network:
+    """A trial's network as it was after an epoch: its weights from the store, or trained again to there."""
+    weights = bench.states(config).load_weights(epoch) if bench.job.reuse else None
+    if weights is not None:
+        network = bench.network(config)
+        load_trainable_state(network.backbone, weights)
+        return network
+    trainer = Trainer(bench, config)
+    for number in range(1, epoch + 1):
+        trainer.train_epoch(number, lambda: False)
+    return trainer.network
+
+
+def _train_onwards(
+    bench: Workbench,
+    config: TrialConfig,
+    states: FamilyStates,
+    last: int,
+    horizons: Sequence[int],
+    is_interrupted: Callable[[], bool],
+) -> Iterator[EpochReport]:
+    """Train from the last epoch whose state is kept, and keep what each epoch leaves before it is reported."""
+    trainer = Trainer(bench, config)
+    first = trainer.resume(states, up_to=len(states.record().rows))
+    for epoch in range(first + 1, last + 1):
+        row = trainer.train_epoch(epoch, is_interrupted)
+        states.save(epoch, trainer.weights(), trainer.optimizer_state())
+        states.append(row, trainer.did)
+        rows = states.record().rows[:epoch]
+        goal, metric = bench.job.goal, bench.job.metric
+        best = {int(best_row(rows[:horizon], metric, goal)["epoch"]) for horizon in horizons}
+        states.prune(resume_epochs={epoch}, weight_epochs=best)
+        yield EpochReport(row, trained=True, did=trainer.did)
+
+
+class Trainer:
+    """A trial's network, optimizer and data, from its first step on."""
+
+    def __init__(self, bench: Workbench, config: TrialConfig) -> None:
+        self._config = config
+        self._bench = bench
+        self._job = bench.job
+        self._device = bench.device
+        self.network = bench.network(config)
+        self._train = bench.source(self.network, config, "train")
+        self._val = bench.source(self.network, config, "val")
+        labels = bench.job.data.train.labels
+        self._labels = torch.from_numpy(labels).to(self._device)
+        weights = class_weights(config, labels, len(bench.job.data.classes))
+        self._class_weights = None if weights is None else weights.to(self._device)
+        self._optimizer = Optimizer(config, self.network.trainable, self.network.block_of)
+        self._steps_per_epoch = count_steps(len(labels), config.batch_size)
+
+    @property
+    def did(self) -> dict[str, Any]:
+        """What is really done: what trains, where the network is cut, in which precision."""
+        return {
+            "trainable_tensors": len(self.network.trainable),
+            "trainable_parameters": sum(p.numel() for p in self.network.trainable.values()),
+            "cut": self.network.cut,
+            "precision": self._job.precision,
+            "device": self._device.type,
+        }
+
+    def resume(self, states: FamilyStates, *, up_to: int) -> int:
+        """Take over the latest state kept, at most that of epoch `up_to`; returns its epoch, 0 for none."""
+        epoch = states.resumable_epoch(up_to)
+        while epoch > 0:
+            state = states.load(epoch)
+            if state is not None:
+                weights, optimizer = state
+                load_trainable_state(self.network.backbone, weights)
+                self._optimizer.load_state(optimizer)
+                return epoch
+            epoch = states.resumable_epoch(epoch - 1)
+        return 0
+
+    def weights(self) -> dict[str, Tensor]:
+        """What trains, now, on the CPU."""
+        return to_cpu(trainable_state(self.network.backbone))
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The optimizer's tensors, now, on the CPU."""
+        return to_cpu(self._optimizer.state())
+
+    def train_epoch(self, epoch: int, is_interrupted: Callable[[], bool]) -> Row:
+        """Train the epoch (counted from 1) and validate; the device is waited for once, at its end."""
+        started = time.perf_counter()
+        config = self._config
+        draws = draw_epoch(config.seed, epoch, len(self._labels))
+        torch.manual_seed(draws.torch_seed)
+        self.network.suffix.train()
+        losses: list[Tensor] = []
+        n_correct = torch.zeros((), dtype=torch.int64, device=self._device)
+        steps = batches(draws.order, config.batch_size)
+        rates: list[float] = []
+        for number, picked in enumerate(steps):
+            if is_interrupted():
+                raise InterruptedTrialError
+            loss, correct = self._forward(picked, epoch, number)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            rates.append(self._optimizer.step((epoch - 1) * len(steps) + number, len(steps)))
+            losses.append(loss.detach())
+            n_correct += correct
+        sizes = torch.tensor([len(picked) for picked in steps], dtype=torch.float64)
+        train_loss = _mean_loss(torch.stack(losses).double().cpu(), sizes, epoch)
+        train_seconds = time.perf_counter() - started
+        logits = predict(self._bench, self.network, self._val, len(self._job.data.val.labels))
+        validation = evaluate(logits, self._job.data.val.labels)
+        if not math.isfinite(validation.loss):
+            raise NonFiniteLossError(f"epoch {epoch}: the validation loss is {validation.loss}")
+        return {
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "train_accuracy": int(n_correct) / len(self._labels),
+            **validation.prefixed("val"),
+            "lr": rates[-1],
+            "peak_lr": max(rates),
+            "steps": epoch * len(steps),
+            "images_per_second": len(self._labels) / train_seconds,
+            "train_seconds": train_seconds,
+            "epoch_seconds": time.perf_counter() - started,
+        }
+
+    def _forward(self, picked: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """The loss () of a step and how many images () the network, as it is, gets right."""
+        features = self._train.take(picked, epoch)
+        labels = self._labels[picked.to(self._device)]
+        mix = draw_mix(self._config, epoch, step, len(picked), self._device)
+        if mix is not None:
+            features = mix.features(features)
+        with self._bench.autocast():
+            logits = self.network.suffix(features)
+        if mix is None:
+            loss = training_loss(logits, labels, self._config, self._class_weights)
+        else:
+            loss = mix.loss(logits, labels, self._config, self._class_weights)
+        return loss, (logits.detach().argmax(dim=1) == labels).sum()
+
+
+def predict(bench: Workbench, network: Network, source: Source, n: int) -> npt.NDArray[np.float32]:
+    """The logits (n, K) float32 of images 0..n-1 of a source."""
+    network.suffix.eval()
+    parts = []
+    with torch.no_grad(), bench.autocast():
+        for picked in torch.split(torch.arange(n), EVALUATION_BATCH_SIZE):
+            parts.append(network.suffix(source.take(picked, 0)).float())
+    logits: npt.NDArray[np.float32] = torch.cat(parts).cpu().numpy()
+    return logits
+
+
+def _mean_loss(losses: Tensor, sizes: Tensor, epoch: int) -> float:
+    """The mean loss of an epoch's images from each step's mean (n_steps,) float64."""
+    bad = torch.nonzero(~torch.isfinite(losses))
+    if len(bad) > 0:
+        step = int(bad[0])
+        raise NonFiniteLossError(f"epoch {epoch}, step {step + 1}: the loss is {losses[step].item()}")
+    return float((losses * sizes).sum() / sizes.sum())

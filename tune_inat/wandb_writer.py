@@ -1,0 +1,332 @@
+"""The one thread that owns a search's W&B runs: opens, fills and closes them, and survives W&B's failures."""
+
+import logging
+import math
+import os
+import queue
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import wandb
+
+from tune_inat.objective import GOALS
+from tune_inat.wandb_files import has_ended, read_recorded
+
+BEST_OF = {"minimize": min, "maximize": max}
+DONE, FAILED, INTERRUPTED = 0, 1, 255  # exit codes; 255 is what W&B itself ends runs with on Ctrl-C
+FLUSH_SECONDS = 1.0  # W&B's 15 s lose whole short runs to a `kill -9`; 1 s costs nothing measurable
+N_UNFLUSHED = 100  # more runs do not end while W&B writes out the last of them
+LAST_SECONDS = 2.0  # after patience has ended: what is left goes offline, some 20 ms a run
+DISK_SECONDS = 60.0  # to open or close an offline run; 20 ms, but trials may leave W&B's process no core
+MAX_RESTARTS = 3  # of W&B's process for the same work
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How many seconds W&B may take: online to open and to close a run, and for all when a search ends."""
+
+    opening: float = 8.0
+    closing: float = 5.0
+    end: float = 30.0
+    interrupted: float = 5.0
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """What the runs of a search have in common. They land in `folder`/wandb."""
+
+    folder: Path
+    project: str
+    entity: str | None
+    group: str
+    tags: tuple[str, ...]
+    notes: str | None
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """What is known of a run before its first row. `epochs` is how many it will have if nothing stops it."""
+
+    id: str
+    name: str
+    config: Mapping[str, Any]
+    epochs: int
+
+
+@dataclass
+class _Run:
+    """A run until it has ended, with all its rows: should W&B's process die, they are written again.
+
+    Attributes:
+        rows: by epoch.
+        known: the epochs whose row is in a file or on the server.
+        earlier: the run's folders from before this process.
+        exit_code: with which the run ended in an earlier search.
+        stays_offline: rows of it wait on disk, and `wandb sync` must send the rest after them.
+        handle: W&B's own run while it is open.
+    """
+
+    start: RunStart
+    earlier: frozenset[Path]
+    known: set[int]
+    exit_code: int | None
+    stays_offline: bool
+    rows: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    handle: Any = None
+
+
+class RunWriter:
+    """Does work in its own thread, in order. Nothing that goes wrong with W&B comes back to the caller.
+
+    Of a run that an earlier search of the same name has left on disk only new rows are written, to a further
+    file, and if nothing is new, nothing is: `wandb sync` would add the same rows again as further steps.
+
+    The first failure online (no connection, a refusal, a time-out) puts this run and all later ones offline.
+    Those of its rows that had arrived are then sent twice; as each is plotted at its epoch, they draw over
+    themselves.
+
+    Attributes:
+        problems: what went wrong, for the user, each said once.
+    """
+
+    def __init__(self, search: SearchRecord, *, is_online: bool, patience: Patience) -> None:
+        self.problems: list[str] = []
+        self._search = search
+        self._is_online = is_online
+        self._patience = patience
+        self._runs: dict[str, _Run] = {}
+        self._ended: deque[Path] = deque(maxlen=N_UNFLUSHED)
+        self._restarts = 0
+        self._has_given_up = False
+        self._must_hurry = threading.Event()
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="wandb-writer", daemon=True)
+        self._thread.start()
+
+    def put(self, work: Callable[[], None]) -> None:
+        """Have one of the methods `start`, `add_row` and `end` called when its turn comes."""
+        self._work.put(work)
+
+    def finish(self, *, is_interrupted: bool) -> None:
+        """Wait, for a bounded time, until all work is done. What is still open then ends as interrupted."""
+        self._work.put(self._end_open_runs)
+        self._work.put(self._await_files)
+        self._work.put(None)
+        self._thread.join(self._patience.interrupted if is_interrupted else self._patience.end)
+        self._must_hurry.set()
+        self._thread.join(LAST_SECONDS)
+        if self._thread.is_alive():
+            self._say("W&B did not close all runs in time; the rows they had are on disk.")
+
+    # What `put` takes. After a failure each is called again.
+
+    def start(self, start: RunStart) -> None:
+        """Open a run, or wait with that for a new row if there are rows of it from an earlier search."""
+        if start.id not in self._runs:
+            recorded = read_recorded(self._search.folder, start.id)
+            self._runs[start.id] = _Run(
+                start,
+                earlier=frozenset(self._folders_of(start.id)),
+                known=recorded.epochs,
+                exit_code=recorded.exit_code,
+                stays_offline=recorded.is_waiting,
+            )
+        run = self._runs[start.id]
+        if run.handle is None and not run.known:
+            self._open(run)
+
+    def add_row(self, run_id: str, epoch: int, row: Mapping[str, Any]) -> None:
+        """Write the row of an epoch, unless it is known."""
+        run = self._runs[run_id]
+        run.rows.setdefault(epoch, row)
+        if epoch in run.known:
+            return
+        if run.handle is None:
+            self._open(run)
+        else:
+            self._log(run, epoch)
+
+    def end(self, run_id: str, exit_code: int) -> None:
+        """Close a run with its best and last values."""
+        run = self._runs[run_id]
+        if run.handle is None and run.exit_code is not None and exit_code in (run.exit_code, INTERRUPTED):
+            del self._runs[run_id]
+            return
+        if run.handle is None:
+            self._open(run)
+        status = _status(run, exit_code)
+        run.handle.summary.update({**_best_and_last(run.rows), "status": status})
+        run.handle.summary.update({"stopped_early": status == "STOPPED"})
+        run.handle.tags = (*self._search.tags, status)
+        run.handle.finish(exit_code=exit_code)
+        self._ended.append(Path(run.handle.sync_dir, f"run-{run_id}.wandb"))
+        del self._runs[run_id]
+
+    def _end_open_runs(self) -> None:
+        """End all runs at once: online each may take its time to close."""
+        failures: list[Exception] = []
+
+        def end(run_id: str) -> None:
+            try:
+                self.end(run_id, INTERRUPTED)
+            except Exception as error:  # noqa: BLE001  raised below, in the thread that can mend it
+                failures.append(error)
+
+        threads = [threading.Thread(target=end, args=(run_id,), daemon=True) for run_id in self._runs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failures:
+            raise failures[0]
+
+    def _await_files(self) -> None:
+        """Wait until the files of the runs that ended last are whole: W&B closes them a little later."""
+        deadline = time.monotonic() + 2 * FLUSH_SECONDS
+        while time.monotonic() < deadline and not all(has_ended(path) for path in self._ended):
+            time.sleep(0.01)
+
+    # The thread, and how it recovers.
+
+    def _serve(self) -> None:
+        logging.getLogger("wandb").setLevel(logging.CRITICAL)
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else its retries print, and delay the exit
+        wandb.setup(wandb.Settings(silent=True))
+        while (work := self._work.get()) is not None:
+            self._do(work)
+
+    def _do(self, work: Callable[[], None]) -> None:
+        while not self._has_given_up:
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001  whatever it is, the search goes on
+                self._recover(error)
+            else:
+                self._restarts = 0
+                return
+
+    def _recover(self, error: Exception) -> None:
+        """Start W&B's process anew, offline if the failure was online, and write the open runs again."""
+        logger.debug("W&B failed", exc_info=error)
+        reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+        self._restarts += 1
+        if self._restarts > MAX_RESTARTS:
+            self._has_given_up = True
+            self._say(f"W&B keeps failing ({reason}): nothing more is written for it.")
+            return
+        was_online, self._is_online = self._is_online, False
+        try:
+            self._restart(was_online)
+        except Exception as again:  # noqa: BLE001  as in `_do`
+            self._recover(again)
+        if was_online:
+            self._say(f"W&B cannot be reached ({reason}): its runs stay on disk from here on.")
+        elif not self._has_given_up:
+            self._say(f"W&B's process failed ({reason}) and was started anew.")
+
+    def _restart(self, was_online: bool) -> None:
+        """End W&B's process and open the open runs in a new one. (Runs that others have open end, too.)"""
+        try:
+            wandb.teardown()  # also frees the id of a run that could not be opened
+        except (Exception, SystemExit) as error:
+            logger.debug("W&B's process did not end well", exc_info=error)
+        wandb.setup(wandb.Settings(silent=True))
+        for run in list(self._runs.values()):
+            if was_online:  # what it holds is written again, whole
+                for folder in self._folders_of(run.start.id) - run.earlier:
+                    shutil.rmtree(folder, ignore_errors=True)
+            run.known = read_recorded(self._search.folder, run.start.id).epochs
+            if run.handle is not None:
+                self._open(run)
+
+    # W&B's own calls.
+
+    def _open(self, run: _Run) -> None:
+        if self._must_hurry.is_set() and self._is_online:
+            self._is_online = False
+            self._say("W&B is slower than the search: its last runs stay on disk.")
+        is_online = self._is_online and not run.stays_offline
+        run.handle = None
+        run.handle = wandb.init(
+            id=run.start.id,
+            name=run.start.name,
+            config=dict(run.start.config),
+            project=self._search.project,
+            entity=self._search.entity,
+            group=self._search.group,
+            tags=self._search.tags,
+            notes=self._search.notes,
+            dir=self._search.folder,
+            mode="online" if is_online else "offline",
+            resume="allow",
+            reinit="create_new",
+            settings=self._settings(is_online),
+        )
+        if is_online:  # the server knows best what it has
+            run.known = set(range(run.handle.starting_step)) if run.handle.resumed else set()
+        run.handle.define_metric("*", step_metric="epoch")
+        for name, goal in GOALS.items():
+            run.handle.define_metric(name, step_metric="epoch", summary=f"{BEST_OF[goal].__name__},last")
+        for epoch in sorted(run.rows.keys() - run.known):
+            self._log(run, epoch)
+
+    def _log(self, run: _Run, epoch: int) -> None:
+        run.handle.log(dict(run.rows[epoch]), step=epoch, commit=True)
+        run.known.add(epoch)
+
+    def _settings(self, is_online: bool) -> wandb.Settings:
+        """No output, no code, nothing about the machine, no long waits."""
+        return wandb.Settings(
+            console="off",
+            silent=True,
+            symlink=False,
+            host="",
+            program="",
+            disable_git=True,
+            label_disable=True,
+            save_code=False,
+            x_disable_meta=True,
+            x_disable_stats=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+            x_transaction_log_flush_interval=FLUSH_SECONDS,
+            init_timeout=self._patience.opening if is_online else DISK_SECONDS,
+            finish_timeout=self._patience.closing if is_online else DISK_SECONDS,
+            finish_timeout_raises=True,
+        )
+
+    def _folders_of(self, run_id: str) -> set[Path]:
+        return set(self._search.folder.glob(f"wandb/*run-*-{run_id}*"))
+
+    def _say(self, problem: str) -> None:
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+
+def _status(run: _Run, exit_code: int) -> str:
+    if exit_code != DONE:
+        return "ERROR" if exit_code == FAILED else "INTERRUPTED"
+    return "STOPPED" if max(run.rows, default=0) < run.start.epochs else "TERMINATED"
+
+
+def _best_and_last(rows: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """The summary of the metrics with a goal, in W&B's form.
+
+    W&B computes the same while a run goes on, but from one file's rows, and a NaN there stays its minimum.
+    """
+    summary: dict[str, dict[str, float]] = {}
+    for name, goal in GOALS.items():
+        values = [rows[epoch][name] for epoch in sorted(rows) if name in rows[epoch]]
+        finite = [value for value in values if math.isfinite(value)]
+        if finite:
+            best = BEST_OF[goal]
+            summary[name] = {best.__name__: best(finite), "last": values[-1]}
+    return summary

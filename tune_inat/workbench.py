@@ -1,0 +1,225 @@
+"""What a process keeps between trials: pixels, activations and networks, each loaded once."""
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from tune_inat.backbone import Backbone, Traced, load_backbone
+from tune_inat.config import TrialConfig
+from tune_inat.data import DataSet, Split
+from tune_inat.features import CutFeatures, Precision, Rows, has_features, load_features
+from tune_inat.images import Pixels, View, decode_batch, load_pixels
+from tune_inat.meter import Meter, SilentMeter
+from tune_inat.objective import Goal
+from tune_inat.sources import FreshSource, PlainSource, Source, ViewSource
+from tune_inat.states import FamilyStates
+from tune_inat.store import Store, hash_of
+
+STATES_KIND = "states"
+FIRST_FRESH_VIEW = 1000  # fresh views are numbered from here, kept ones below
+Part = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all trials of a search have in common. It travels to every process that works for the search."""
+
+    store: Store
+    data: DataSet
+    files: Mapping[str, Path]  # by content: where a node finds the images if it has to decode them itself
+    precision: Precision
+    reuse: bool
+    metric: str
+    goal: Goal
+    n_threads: int
+    memory_fraction: float | None = None  # of a GPU's memory, for one trial
+
+
+@dataclass(frozen=True)
+class Network:
+    """A backbone with its head, cut where a trial's freezing allows: `suffix(prefix(pixels))` are logits.
+
+    Attributes:
+        prefix: from pixels (n, 3, S, S) uint8 to the cut; `None` where nothing frozen precedes what trains.
+        suffix: from the cut, or from pixels, to logits (n, K). Its frozen modules stay in eval mode.
+        trainable: what trains, by name, in `model.parameters()` order.
+        block_of: the block that each trainable tensor belongs to.
+    """
+
+    backbone: Backbone
+    traced: Traced | None
+    cut: str
+    prefix: nn.Module | None
+    suffix: nn.Module
+    trainable: Mapping[str, nn.Parameter]
+    block_of: Mapping[str, str]
+
+
+@dataclass
+class Work:
+    """What a process has done that reuse would spare: images decoded, and run through frozen layers."""
+
+    pixels_decoded: int = 0
+    prefix_images: int = 0
+
+
+class Workbench:
+    """The inputs of trials in one process, on one device.
+
+    Networks share one backbone for each model: a new `network` takes it away from the one before.
+    """
+
+    def __init__(self, job: Job, device: torch.device, meter: Meter) -> None:
+        self.job = job
+        self.device = device
+        self.notices: list[str] = []
+        self._work = Work()
+        self._meter = meter
+        self._pixels: dict[tuple[int, View | None], Pixels] = {}
+        self._rows: dict[str, Rows] = {}
+        self._backbone: LoadedBackbone | None = None
+
+    def take_work(self) -> Work:
+        """The work done since this was last asked."""
+        done, self._work = self._work, Work()
+        return done
+
+    def autocast(self) -> torch.autocast:
+        """The context in which networks compute."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.job.precision == "bf16")
+
+    def states(self, config: TrialConfig) -> FamilyStates:
+        """Where the epochs of a trial's family are kept: found again by every search that trains the same."""
+        loaded = self._load(config)
+        data = self.job.data
+        key = hash_of([config.family(), data.fingerprint, loaded.backbone.weights_key, self.job.precision])
+        return FamilyStates(self.job.store.root / STATES_KIND, key)
+
+    def network(self, config: TrialConfig) -> Network:
+        """A trial's network as it is before the first step."""
+        loaded = self._load(config)
+        loaded.restore(seed=config.seed, dropout=config.dropout)
+        return cut_network(loaded, config.freeze)
+
+    def prepare(self, configs: Sequence[TrialConfig]) -> None:
+        """Compute what the frozen layers of these trials give, each part once, shallow cuts first."""
+        seen: dict[str, TrialConfig] = {}
+        for config in configs:
+            asked = [config.model, config.weights, config.freeze, config.image_size]
+            views = [config.augment, config.views, config.seed] if config.augment != "none" else []
+            seen.setdefault(hash_of([asked, views]), config)
+        for config in sorted(seen.values(), key=lambda config: (config.model, str(config.freeze))):
+            network = self.network(config)
+            self.source(network, config, "train")
+            self.source(network, config, "val")
+
+    def source(self, network: Network, config: TrialConfig, part: Part) -> Source:
+        """Where a trial reads a part of the images. Only training images have views."""
+        split = {"train": self.job.data.train, "val": self.job.data.val, "test": self.job.data.test}[part]
+        assert split is not None, "a part that is read is there"
+        if part != "train" or config.augment == "none":
+            return self._plain_source(network, self._load_pixels(config.image_size), split.rows)
+        if config.views == "fresh":
+            return self._fresh_source(network, config, split)
+        contents = self._contents_of(split)
+        views = []
+        for index in range(config.views):
+            pixels = self._load_pixels(config.image_size, View(config.augment, config.seed, index), contents)
+            rows = np.array([pixels.row_of[content] for content in contents])
+            views.append(self._plain_source(network, pixels, rows))
+        return ViewSource(views, len(contents), config.seed)
+
+    def _plain_source(self, network: Network, pixels: Pixels, rows: npt.NDArray[np.int64]) -> PlainSource:
+        picked = torch.from_numpy(rows)
+        if network.prefix is None:
+            return PlainSource(self._rows_of(pixels.key, pixels.array), picked, None, self.job.precision)
+        if not self.job.reuse:
+            kept = self._rows_of(pixels.key, pixels.array)
+            return PlainSource(kept, picked, network.prefix, self.job.precision)
+        cut = CutFeatures(pixels.key, network.backbone.weights_key, network.cut, self.job.precision)
+        if cut.key not in self._rows:
+            self._rows[cut.key] = Rows(self._load_features(network, pixels, cut), self.device)
+        return PlainSource(self._rows[cut.key], picked, None, self.job.precision)
+
+    def _load_features(self, network: Network, pixels: Pixels, cut: CutFeatures) -> npt.NDArray[np.generic]:
+        n_images = len(pixels.array)
+
+        def compute() -> tuple[Rows, nn.Module]:
+            self._work.prefix_images += n_images
+            return self._nearest(network, pixels, cut)
+
+        return load_features(self.job.store, cut, compute, n_rows=n_images, meter=self._meter)
+
+    def _nearest(self, network: Network, pixels: Pixels, cut: CutFeatures) -> tuple[Rows, nn.Module]:
+        """The deepest activations before a cut that are there already, and the layers from them to it."""
+        assert network.traced is not None and network.prefix is not None, "there is a frozen prefix"
+        crossings = network.traced.crossings
+        for crossing in reversed(crossings[1 : crossings.index(cut.cut)]):
+            shallower = replace(cut, cut=crossing)
+            if has_features(self.job.store, shallower):
+                array = load_features(
+                    self.job.store, shallower, _never, n_rows=len(pixels.array), meter=self._meter
+                )
+                return Rows(array, self.device), network.traced.segment(crossing, cut.cut).eval()
+        return self._rows_of(pixels.key, pixels.array), network.prefix
+
+    def _fresh_source(self, network: Network, config: TrialConfig, split: Split) -> FreshSource:
+        assert config.augment != "none"
+        augment = config.augment
+        files = [(content, self.job.files[content]) for content in self._contents_of(split)]
+        pool = ThreadPoolExecutor(self.job.n_threads, thread_name_prefix="decode")
+
+        def draw(picked: Sequence[int], epoch: int) -> npt.NDArray[np.uint8]:
+            view = View(augment, config.seed, FIRST_FRESH_VIEW + epoch)
+            self._work.pixels_decoded += len(picked)
+            return decode_batch([files[n] for n in picked], config.image_size, view, pool=pool)
+
+        return FreshSource(draw, network.prefix, self.job.precision, self.device)
+
+    def _contents_of(self, split: Split) -> list[str]:
+        contents = sorted(self.job.files)  # the order of the pixels' rows
+        return [contents[row] for row in split.rows]
+
+    def _load_pixels(
+        self, image_size: int, view: View | None = None, contents: Sequence[str] | None = None
+    ) -> Pixels:
+        if (image_size, view) not in self._pixels:
+            files = {content: self.job.files[content] for content in contents or self.job.files}
+            n_workers = max(self.job.n_threads, 1)
+            pixels = load_pixels(
+                self.job.store, files, size=image_size, view=view, n_workers=n_workers, meter=self._meter
+            )
+            self._work.pixels_decoded += pixels.n_decoded
+            self._pixels[image_size, view] = pixels
+        return self._pixels[image_size, view]
+
+    def _rows_of(self, key: str, array: npt.NDArray[np.generic]) -> Rows:
+        if key not in self._rows:
+            self._rows[key] = Rows(array, self.device)
+        return self._rows[key]
+
+
+def open_worker_bench(job: Job) -> Workbench:
+    """The workbench of a process that trains: its share of the cores, and of a GPU if it was given one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(job.n_threads)
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = True
+        if job.memory_fraction is not None:
+            torch.cuda.set_per_process_memory_fraction(job.memory_fraction)
+    return Workbench(job, device, SilentMeter())
+
+
+def open_driver_bench(job: Job, meter: Meter) -> Workbench:
+    """The workbench of the process that conducts a search: all cores, and the first GPU if there is one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    return Workbench(job, device, meter)
