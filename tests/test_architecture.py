@@ -1,9 +1,6 @@
 """The house keeps its shape: imports only point down, and Ray, wandb and the terminal keep to their rooms."""
 
-import ast
 from pathlib import Path
-
-import pytest
 
 import tune_inat
 

@@ -63,28 +63,32 @@ def ray_session(address: str | None, *, n_gpus: int | None = None) -> Iterator[C
     """
     quiet_ray()
     failure: list[BaseException] = []
+    is_started, is_over = threading.Event(), threading.Event()
 
-    def start() -> None:
+    def live() -> None:
+        """Ray's processes die with the thread that started them: it stays until the session is over."""
         try:
             _init_ray(address, n_gpus)
         except BaseException as error:  # noqa: BLE001  # carried to the thread that waits
             failure.append(error)
-
-    thread = threading.Thread(target=start, name="ray-init", daemon=True)
-    thread.start()
+        is_started.set()
+        is_over.wait()
+        ray.shutdown()
 
     def wait() -> Cluster:
-        thread.join()
+        is_started.wait()
         if failure:
             raise _why_no_ray(address, failure[0]) from failure[0]
-        resources = ray.cluster_resources()
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         return Cluster(n_cpus=int(resources.get("CPU", 0)), n_gpus=int(resources.get("GPU", 0)))
 
+    thread = threading.Thread(target=live, name="ray-session", daemon=True)
+    thread.start()
     try:
         yield wait
     finally:
+        is_over.set()
         thread.join()
-        ray.shutdown()
 
 
 def _init_ray(address: str | None, n_gpus: int | None) -> None:

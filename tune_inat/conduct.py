@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,7 +41,7 @@ from tune_inat.tracking import WandbTracker, resolve_mode
 if TYPE_CHECKING:
     from tune_inat.cluster import Devices
     from tune_inat.searchers import Proposer
-    from tune_inat.workbench import Workbench
+    from tune_inat.workbench import Job, Workbench
 
 VERSIONED = ("tune_inat", "torch", "torchvision", "timm", "ray", "optuna", "wandb", "numpy", "pillow")
 DEFAULT_PROJECT = "tune_inat"
@@ -154,8 +154,7 @@ class _Conductor:
                 gpus_per_trial=None if settings.gpus_per_trial == "auto" else settings.gpus_per_trial,
                 max_concurrent=settings.max_concurrent,
             )
-            job = self._open_bench(devices).job
-            self._prepare_prefixes()
+            job = self._prepare(self._open_bench(devices))
             tracker = self._tracker()
             with self._terminal.trials(self._inputs.plan.n_trials, self._n_finished()) as board:
                 run = TrialRun(
@@ -183,23 +182,39 @@ class _Conductor:
 
     def _open_bench(self, devices: "Devices | None") -> "Workbench":
         """The workbench of this process, and with it the job that all trials get."""
-        if self._bench is None:
-            from tune_inat.workbench import open_driver_bench
+        if self._bench is not None:
+            return self._bench
+        import torch
 
-            self._bench = open_driver_bench(
-                self._inputs.store,
-                self._inputs.data,
-                self._inputs.files,
-                asked_precision=self._settings.precision,
-                probe=self._first_config(),
-                reuse=self._settings.reuse,
-                metric=self._metric,
-                devices=devices,
-                meter=self._terminal,
-            )
-            for notice in self._bench.notices:
-                self._terminal.warn(notice)
-        return self._bench
+        from tune_inat.precision import choose_precision
+        from tune_inat.workbench import Job, open_driver_bench
+
+        gpus = devices.gpus_per_trial if devices is not None else float(torch.cuda.is_available())
+        job = Job(
+            store=self._inputs.store,
+            data=self._inputs.data,
+            files=self._inputs.files,
+            precision="fp32",
+            device="cuda" if gpus > 0 and self._settings.gpus_per_trial != 0 else "cpu",
+            reuse=self._settings.reuse,
+            metric=self._metric.name,
+            goal=self._metric.goal,
+            n_threads=1 if devices is None else devices.cpus_per_trial,
+            memory_fraction=gpus if 0 < gpus < 1 else None,
+        )
+        bench = open_driver_bench(job, self._terminal)
+        config = self._first_config()
+        precision = choose_precision(
+            self._settings.precision,
+            bench.device,
+            self._inputs.store,
+            model=config.model,
+            image_size=config.image_size,
+            network=lambda: bench.whole(config),
+        )
+        bench.job = replace(job, precision=precision)
+        self._bench = bench
+        return bench
 
     def _first_config(self) -> TrialConfig:
         """Some configuration of the search, to find out about its model."""
@@ -208,18 +223,20 @@ class _Conductor:
         point = {name: spread.ppf(0.5) for name, spread in self._inputs.space.parameters.items()}
         return complete_config(point, self._inputs.fixed)
 
-    def _prepare_prefixes(self) -> None:
+    def _prepare(self, bench: "Workbench") -> "Job":
         """Compute, with all of this machine, what the frozen layers give; trials then only read it.
 
         Trials that are not known beforehand, or run on other machines, compute what they miss.
         """
-        if not self._settings.reuse or self._settings.address is not None or self._bench is None:
-            return
         finished = self._ledger.finished()
         left = [trial.config for trial in self._inputs.plan.trials if trial.trial_id not in finished]
-        self._bench.prepare(left)
-        self._effort.prefix_images += self._bench.work.prefix_images
-        self._effort.pixels_decoded += self._bench.work.pixels_decoded
+        if self._settings.address is None:
+            for notice in bench.prepare(left or [self._first_config()]):
+                self._terminal.warn(notice)
+        work = bench.take_work()
+        self._effort.prefix_images += work.prefix_images
+        self._effort.pixels_decoded += work.pixels_decoded
+        return bench.job
 
     def _proposer(self, n_left: int) -> "Proposer":
         from tune_inat.searchers import OptunaProposer, PlannedProposer

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tune_inat.backbone import Backbone, load_backbone
-from tune_inat.errors import UserError
+from tune_inat.errors import UserError, printable
 from tune_inat.store import write_atomically
 
 WEIGHTS_FILE = "model.safetensors"
@@ -96,7 +96,7 @@ def _read_config(folder: Path) -> ModelConfig:
         )
     except FileNotFoundError as error:
         raise UserError(
-            f"{folder}: there is no model here. A search that has finished leaves one in runs/NAME/best_model."
+            f"{folder}: there is no model here. A finished search leaves one in runs/NAME/best_model."
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: this is not a model's configuration ({error!r}).") from error
@@ -121,7 +121,7 @@ def _card(config: ModelConfig, metrics: Mapping[str, Any]) -> str:
         "",
         f"Trial `{config.trial_id}`, epoch {config.epoch}. Images of {config.image_size} x "
         f"{config.image_size} px, {len(config.classes)} classes: "
-        + ", ".join(f"`{name}`" for name in config.classes[:50])
+        + ", ".join(_code(name) for name in config.classes[:50])
         + (" ..." if len(config.classes) > 50 else "")
         + ".",
         "",
@@ -135,3 +135,8 @@ def _card(config: ModelConfig, metrics: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _code(text: str) -> str:
+    """Foreign text as code in Markdown, on one line."""
+    return "`" + printable(text).replace("`", "'").replace("\n", " ") + "`"

@@ -84,6 +84,18 @@ def has_features(store: Store, cut: CutFeatures) -> bool:
     return store.has(FEATURES_KIND, cut.key)
 
 
+def open_features(store: Store, cut: CutFeatures) -> npt.NDArray[np.generic]:
+    """The activations, memory-mapped, that `has_features` found; see `load_features`."""
+
+    def build(folder: Path) -> None:
+        raise FileNotFoundError(f"{folder}: the activations at {cut.cut} went away")
+
+    # Copy-on-write: torch wants a writable array, and pages are shared all the same.
+    path = store.get_or_build(FEATURES_KIND, cut.key, build) / ARRAY_FILE
+    array: npt.NDArray[np.generic] = np.load(path, mmap_mode="c")
+    return array
+
+
 def load_features(
     store: Store,
     cut: CutFeatures,
@@ -109,10 +121,8 @@ def load_features(
         with meter.task(f"Frozen layers up to {cut.cut}", n_rows, "images") as advance:
             _compute(folder, source, network, n_rows=n_rows, precision=cut.precision, advance=advance)
 
-    folder = store.get_or_build(FEATURES_KIND, cut.key, build)
-    # Copy-on-write: torch wants a writable array, and pages are shared all the same.
-    array: npt.NDArray[np.generic] = np.load(folder / ARRAY_FILE, mmap_mode="c")
-    return array
+    store.get_or_build(FEATURES_KIND, cut.key, build)
+    return open_features(store, cut)
 
 
 def _compute(

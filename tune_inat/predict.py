@@ -15,14 +15,13 @@ import numpy as np
 import typer
 
 from tune_inat.errors import EXIT_FAILED, UserError, printable, run_command
+from tune_inat.folders import is_image_name
 from tune_inat.images import decode
 from tune_inat.pictures import UnreadableImage, strict_pillow
 from tune_inat.results import BEST_MODEL_FOLDER
 
 if TYPE_CHECKING:
     from tune_inat.export import Classifier
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Prediction:
 def predict_files(
     classifier: "Classifier", paths: Sequence[Path], *, top: int = 1, batch_size: int = 64
 ) -> Iterator[Prediction]:
-    """Predict image files in the order given, on a GPU where there is one. A file that cannot be read says so.
+    """Predict image files in the order given, on a GPU if there is one. A file that cannot be read says so.
 
     Args:
         top: how many classes to name for each image.
@@ -97,7 +96,7 @@ def find_files(arguments: Sequence[Path]) -> list[Path]:
             found = sorted(
                 path
                 for path in argument.rglob("*")
-                if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+                if is_image_name(path.name) and not path.name.startswith(".")
             )
             if not found:
                 problems.append(f"{argument}: there is no image in this folder.")

@@ -107,7 +107,9 @@ class OptunaProposer:
             return None
         self._n_left -= 1
         key = f"proposal-{self._n_left}"
-        trial = self._complete(_point(self._space, self._search.suggest(key)))
+        suggested = self._search.suggest(key)
+        assert suggested is not None, "a study always has a suggestion"
+        trial = self._complete(_point(self._space, suggested))
         self._keys[trial.trial_id] = key
         return trial
 
@@ -168,7 +170,7 @@ def tune_mode(goal: Goal) -> str:
     return "max" if goal == "maximize" else "min"
 
 
-class FamilySearcher(Searcher):  # type: ignore[misc]  # Ray has no types
+class FamilySearcher(Searcher):
     """Hands trials to Tune so that of each family the longest trains first and alone.
 
     A follower is handed out when no trial of its family runs: then the epochs it shares are in the store,
@@ -184,7 +186,9 @@ class FamilySearcher(Searcher):  # type: ignore[misc]  # Ray has no types
         self._running: dict[str, PlannedTrial] = {}  # by Ray's id
         self._best: dict[str, float] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(  # type: ignore[override]  # Ray leaves FINISHED out of its types
+        self, trial_id: str
+    ) -> dict[str, Any] | str | None:
         """Tune's question for one more trial: its config, `None` for "not now", or FINISHED."""
         self._fill()
         trial = next((trial for trial in self._waiting if self._is_ready(trial)), None)

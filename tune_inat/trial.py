@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tune_inat.backbone import load_trainable_state, trainable_state
 from tune_inat.config import TrialConfig
+from tune_inat.freeze import load_trainable_state, trainable_state
 from tune_inat.metrics import evaluate
 from tune_inat.recipe import (
     Optimizer,
@@ -23,8 +23,8 @@ from tune_inat.recipe import (
     draw_mix,
     training_loss,
 )
-from tune_inat.states import FamilyStates, Row, best_row, to_cpu
 from tune_inat.sources import Source
+from tune_inat.states import FamilyStates, Row, best_row, to_cpu
 from tune_inat.workbench import Network, Workbench
 
 EVALUATION_BATCH_SIZE = 256
@@ -58,7 +58,7 @@ class InterruptedTrialError(Exception):
 
 @dataclass(frozen=True)
 class EpochReport:
-    """An epoch's metrics, whether it was trained now or taken from the store, and what was done to train it."""
+    """An epoch's metrics, whether it was trained now or taken from the store, and what was done for it."""
 
     row: Row
     trained: bool
@@ -128,7 +128,7 @@ def _train_onwards(
     horizons: Sequence[int],
     is_interrupted: Callable[[], bool],
 ) -> Iterator[EpochReport]:
-    """Train from the last epoch whose state is kept, and keep what each epoch leaves before it is reported."""
+    """Train on from the last epoch whose state is kept; keep what each epoch leaves before it is reported."""
     trainer = Trainer(bench, config)
     first = trainer.resume(states, up_to=len(states.record().rows))
     for epoch in range(first + 1, last + 1):

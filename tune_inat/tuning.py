@@ -143,7 +143,7 @@ def _make_scheduler(run: TrialRun, ledger: Ledger) -> Any:
     """
     early = run.early_stopping
     if early is None:
-        return FIFOScheduler()
+        return FIFOScheduler()  # type: ignore[no-untyped-call]
     scheduler = ASHAScheduler(
         time_attr="epoch",
         metric=RUNG_METRIC,
@@ -244,7 +244,7 @@ def _bench_of(share: WorkerShare) -> Workbench:
     return _benches[share.search_id]
 
 
-class _Watcher(tune.Callback):  # type: ignore[misc]  # Ray has no types
+class _Watcher(tune.Callback):
     """Writes what Tune reports to the ledger, and shows it.
 
     Tune pickles its callbacks into its snapshots. Nothing is read from those: the watcher leaves no state.

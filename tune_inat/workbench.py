@@ -12,16 +12,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tune_inat.backbone import Backbone, Traced, load_backbone
+from tune_inat.backbone import Backbone, Normalize, load_backbone, pristine_state, restore
 from tune_inat.config import TrialConfig
 from tune_inat.data import DataSet, Split
-from tune_inat.features import CutFeatures, Precision, Rows, has_features, load_features
+from tune_inat.errors import UserError
+from tune_inat.features import CutFeatures, Precision, Rows, has_features, load_features, open_features
+from tune_inat.freeze import block_of, frozen_tensors
+from tune_inat.graph import INPUT
 from tune_inat.images import Pixels, View, decode_batch, load_pixels
 from tune_inat.meter import Meter, SilentMeter
 from tune_inat.objective import Goal
 from tune_inat.sources import FreshSource, PlainSource, Source, ViewSource
 from tune_inat.states import FamilyStates
 from tune_inat.store import Store, hash_of
+from tune_inat.tracing import Traced, trace
 
 STATES_KIND = "states"
 FIRST_FRESH_VIEW = 1000  # fresh views are numbered from here, kept ones below
@@ -36,6 +40,7 @@ class Job:
     data: DataSet
     files: Mapping[str, Path]  # by content: where a node finds the images if it has to decode them itself
     precision: Precision
+    device: Literal["cpu", "cuda"]
     reuse: bool
     metric: str
     goal: Goal
@@ -55,7 +60,7 @@ class Network:
     """
 
     backbone: Backbone
-    traced: Traced | None
+    traced: Traced
     cut: str
     prefix: nn.Module | None
     suffix: nn.Module
@@ -71,6 +76,31 @@ class Work:
     prefix_images: int = 0
 
 
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """A backbone on its device, and what it takes to make it new again."""
+
+    key: tuple[object, ...]
+    backbone: Backbone
+    normalize: Normalize
+    traced: Traced
+    pristine: Mapping[str, Tensor]
+
+    def cut(self, freeze: float | str) -> Network:
+        """The network as a freezing cuts it."""
+        backbone, traced = self.backbone, self.traced
+        frozen = frozen_tensors(backbone, freeze)
+        cut = traced.cut_for(frozen)
+        suffix: nn.Module = traced.suffix(cut, frozen)
+        prefix = None
+        if cut == INPUT:
+            suffix = nn.Sequential(self.normalize, suffix)
+        else:
+            prefix = nn.Sequential(self.normalize, traced.segment(INPUT, cut)).eval()
+        trainable = {name: p for name, p in backbone.model.named_parameters() if p.requires_grad}
+        return Network(backbone, traced, cut, prefix, suffix, trainable, block_of(backbone))
+
+
 class Workbench:
     """The inputs of trials in one process, on one device.
 
@@ -80,12 +110,11 @@ class Workbench:
     def __init__(self, job: Job, device: torch.device, meter: Meter) -> None:
         self.job = job
         self.device = device
-        self.notices: list[str] = []
         self._work = Work()
         self._meter = meter
         self._pixels: dict[tuple[int, View | None], Pixels] = {}
         self._rows: dict[str, Rows] = {}
-        self._backbone: LoadedBackbone | None = None
+        self._loaded: LoadedBackbone | None = None
 
     def take_work(self) -> Work:
         """The work done since this was last asked."""
@@ -106,20 +135,54 @@ class Workbench:
     def network(self, config: TrialConfig) -> Network:
         """A trial's network as it is before the first step."""
         loaded = self._load(config)
-        loaded.restore(seed=config.seed, dropout=config.dropout)
-        return cut_network(loaded, config.freeze)
+        restore(loaded.backbone, loaded.pristine, seed=config.seed, dropout=config.dropout)
+        return loaded.cut(config.freeze)
 
-    def prepare(self, configs: Sequence[TrialConfig]) -> None:
-        """Compute what the frozen layers of these trials give, each part once, shallow cuts first."""
+    def whole(self, config: TrialConfig) -> nn.Module:
+        """A trial's network from pixels to logits, to be timed."""
+        loaded = self._load(config)
+        return nn.Sequential(loaded.normalize, loaded.backbone.model).eval()
+
+    def prepare(self, configs: Sequence[TrialConfig]) -> tuple[str, ...]:
+        """Load what these trials train and, if they share, compute what its frozen layers give.
+
+        Each part is computed once, shallow cuts first.
+
+        Returns:
+            What the user must be told.
+
+        Raises:
+            UserError: everything that is wrong with a model, its weights or a point of freezing.
+        """
+        notices: dict[str, None] = {}
+        problems: dict[str, None] = {}
+        for config in self._distinct(configs):
+            try:
+                network = self.network(config)
+            except UserError as error:
+                problems.update(dict.fromkeys(error.problems))
+                continue
+            notices.update(dict.fromkeys(network.backbone.notices))
+            if network.traced.reason is not None:
+                notices[
+                    f"model {config.model} cannot be traced ({network.traced.reason}): its frozen layers run "
+                    "again in every epoch."
+                ] = None
+            if self.job.reuse and not problems:
+                self.source(network, config, "train")
+                self.source(network, config, "val")
+        if problems:
+            raise UserError(tuple(problems))
+        return tuple(notices)
+
+    def _distinct(self, configs: Sequence[TrialConfig]) -> list[TrialConfig]:
+        """One configuration for each network and freezing and set of views, shallow cuts first."""
         seen: dict[str, TrialConfig] = {}
         for config in configs:
             asked = [config.model, config.weights, config.freeze, config.image_size]
             views = [config.augment, config.views, config.seed] if config.augment != "none" else []
             seen.setdefault(hash_of([asked, views]), config)
-        for config in sorted(seen.values(), key=lambda config: (config.model, str(config.freeze))):
-            network = self.network(config)
-            self.source(network, config, "train")
-            self.source(network, config, "val")
+        return sorted(seen.values(), key=lambda config: (config.model, str(config.freeze)))
 
     def source(self, network: Network, config: TrialConfig, part: Part) -> Source:
         """Where a trial reads a part of the images. Only training images have views."""
@@ -160,15 +223,13 @@ class Workbench:
 
     def _nearest(self, network: Network, pixels: Pixels, cut: CutFeatures) -> tuple[Rows, nn.Module]:
         """The deepest activations before a cut that are there already, and the layers from them to it."""
-        assert network.traced is not None and network.prefix is not None, "there is a frozen prefix"
+        assert network.prefix is not None, "there is a frozen prefix"
         crossings = network.traced.crossings
         for crossing in reversed(crossings[1 : crossings.index(cut.cut)]):
             shallower = replace(cut, cut=crossing)
             if has_features(self.job.store, shallower):
-                array = load_features(
-                    self.job.store, shallower, _never, n_rows=len(pixels.array), meter=self._meter
-                )
-                return Rows(array, self.device), network.traced.segment(crossing, cut.cut).eval()
+                array = open_features(self.job.store, shallower)
+                return Rows(array, self.device), network.traced.segment(crossing, cut.cut)
         return self._rows_of(pixels.key, pixels.array), network.prefix
 
     def _fresh_source(self, network: Network, config: TrialConfig, split: Split) -> FreshSource:
@@ -183,6 +244,28 @@ class Workbench:
             return decode_batch([files[n] for n in picked], config.image_size, view, pool=pool)
 
         return FreshSource(draw, network.prefix, self.job.precision, self.device)
+
+    def _load(self, config: TrialConfig) -> LoadedBackbone:
+        key = (
+            config.model,
+            config.weights,
+            config.image_size,
+            config.seed if config.weights == "none" else None,
+        )
+        if self._loaded is None or self._loaded.key != key:
+            self._loaded = None  # one at a time: let go of its memory first
+            backbone = load_backbone(
+                config.model,
+                weights=config.weights,
+                n_classes=len(self.job.data.classes),
+                seed=config.seed,
+                image_size=config.image_size,
+            )
+            # Channels last: what the convolutions of oneDNN and cuDNN are fastest with.
+            backbone.model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            normalize = Normalize(backbone.mean, backbone.std).to(self.device)
+            self._loaded = LoadedBackbone(key, backbone, normalize, trace(backbone), pristine_state(backbone))
+        return self._loaded
 
     def _contents_of(self, split: Split) -> list[str]:
         contents = sorted(self.job.files)  # the order of the pixels' rows
@@ -209,7 +292,7 @@ class Workbench:
 
 def open_worker_bench(job: Job) -> Workbench:
     """The workbench of a process that trains: its share of the cores, and of a GPU if it was given one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(job.device)
     torch.set_num_threads(job.n_threads)
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = True
@@ -220,6 +303,6 @@ def open_worker_bench(job: Job) -> Workbench:
 
 def open_driver_bench(job: Job, meter: Meter) -> Workbench:
     """The workbench of the process that conducts a search: all cores, and the first GPU if there is one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    has_gpu = job.device == "cuda" and torch.cuda.is_available()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    return Workbench(job, device, meter)
+    return Workbench(job, torch.device("cuda" if has_gpu else "cpu"), meter)
