@@ -1,10 +1,59 @@
 """The house keeps its shape: imports only point down, and Ray, wandb and the terminal keep to their rooms."""
 
+import ast
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import tune_inat
 
 PACKAGE = Path(tune_inat.__file__).parent
-FLOORS = [
-    "config errors meter objective disk wording distributions yaml_lines sweep_schema",
-]
+
+# From the ground up. A module may import those of lower lines, and those before it on its own line.
+FLOORS = """
+errors config meter objective wording distributions yaml_lines disk
+sweep_schema sweep parameters sweep_report space
+store settings runs ledger metrics pictures augment folders download archive remote contents audit origins
+images data
+recipe weights architectures backbone freeze graph tracing
+states standings tables progress wandb_files wandb_writer tracking
+features sources results export predict
+plan workbench trial precision inputs outcome
+cluster searchers tuning
+conduct search
+"""
+ORDER = FLOORS.split()
+ROOMS = {
+    "ray": {"cluster", "searchers", "tuning", "tracking"},
+    "wandb": {"tracking", "wandb_writer", "wandb_files"},
+    "rich": {"progress", "tables", "sweep_report", "space", "data", "audit"},
+    "optuna": {"searchers"},
+}
+
+
+def imports_of(module: str) -> Iterator[str]:
+    """All imports of a module as dotted names, also those inside of functions."""
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}.py: a relative import"
+            yield node.module or ""
+
+
+def test_every_module_has_its_floor() -> None:
+    assert sorted(ORDER) == sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_only_point_down(module: str) -> None:
+    below = set(ORDER[: ORDER.index(module)])
+    ours = {name.split(".")[1] for name in imports_of(module) if name.startswith("tune_inat.")}
+    assert ours <= below
+
+
+@pytest.mark.parametrize("library", ROOMS)
+def test_library_is_known_only_in_its_rooms(library: str) -> None:
+    guests = {module for module in ORDER if any(n.split(".")[0] == library for n in imports_of(module))}
+    assert guests <= ROOMS[library]

@@ -49,50 +49,50 @@ SIZE = 32  # where a network takes any
 LARGE = 100_000_000  # parameters: not to be left to Python's leisure
 
 
-@dataclass(frozen=True)
+@dataclass
 class Case:
+    """A network, and what crosses where 0.6 of it is frozen."""
+
     backbone: Backbone
     traced: Traced
     images: Tensor
+    frozen: tuple[str, ...]
+    cut: str
+    features: Tensor
 
 
 @pytest.fixture(scope="module", params=[*TORCHVISION, *TIMM])
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     size = SIZES.get(request.param, SIZE)
     backbone = make_backbone(request.param, size)
+    traced = trace(backbone)
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
-    yield Case(backbone, trace(backbone), images)
+    frozen = frozen_tensors(backbone, 0.6)
+    cut = traced.cut_for(frozen)
+    with torch.no_grad():
+        yield Case(backbone, traced, images, frozen, cut, traced.segment(INPUT, cut)(images))
     if sum(parameter.numel() for parameter in backbone.model.parameters()) > LARGE:
-        del backbone
+        del backbone, traced
         gc.collect()
 
 
-@torch.no_grad()
 def test_parts_give_to_the_last_bit_what_the_whole_network_gives(case: Case) -> None:
-    traced = case.traced
-    assert traced.reason is None
     whole = case.backbone.model.eval()(case.images)
     assert whole.isfinite().all()
     assert not torch.equal(whole[0], whole[1])
-    at, features = INPUT, case.images
-    for share in (0.6, 1.0):
-        frozen = frozen_tensors(case.backbone, share)
-        cut = traced.cut_for(frozen)
-        features = traced.segment(at, cut)(features)  # the deeper one from the shallower
-        at = cut
-        assert traced.at(cut).shape == features.shape[1:]
-        assert torch.equal(traced.suffix(cut, frozen)(features), whole)
+    all_frozen = frozen_tensors(case.backbone, 1.0)
+    last = case.traced.cut_for(all_frozen)
+    deeper = case.traced.segment(case.cut, last)(case.features)
+    for frozen, cut, features in [(case.frozen, case.cut, case.features), (all_frozen, last, deeper)]:
+        assert case.traced.at(cut).shape == features.shape[1:]
+        assert torch.equal(case.traced.suffix(cut, frozen)(features), whole)
 
 
-@torch.no_grad()
 def test_suffix_in_train_mode_gives_what_the_whole_network_gives(case: Case) -> None:
-    frozen = frozen_tensors(case.backbone, 0.6)
-    cut = case.traced.cut_for(frozen)
-    suffix = case.traced.suffix(cut, frozen)
-    features = case.traced.segment(INPUT, cut)(case.images)
+    suffix = case.traced.suffix(case.cut, case.frozen)
     suffix.train()  # and with it the modules of the network
     torch.manual_seed(0)
-    parts = suffix(features)
+    parts = suffix(case.features)
     torch.manual_seed(0)
     assert torch.equal(parts, case.backbone.model(case.images))
 

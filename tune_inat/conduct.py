@@ -37,6 +37,7 @@ from tune_inat.runs import find_run_folder, held
 from tune_inat.settings import SearchSettings
 from tune_inat.store import Store
 from tune_inat.tracking import WandbTracker, resolve_mode
+from tune_inat.wandb_files import sync_line
 
 if TYPE_CHECKING:
     from tune_inat.cluster import Devices
@@ -156,7 +157,7 @@ class _Conductor:
             )
             job = self._prepare(self._open_bench(devices))
             tracker = self._tracker()
-            with self._terminal.trials(self._inputs.plan.n_trials, self._n_finished()) as board:
+            with self._terminal.trials(self._inputs.plan.n_trials, self._n_finished(), self._metric) as board:
                 run = TrialRun(
                     job=job,
                     devices=devices,
@@ -339,6 +340,7 @@ class _Conductor:
             },
             "measured": {"seconds": round(wall_seconds, 3), "epochs": effort.epochs_trained},
             "wall_seconds": round(wall_seconds, 3),
+            "wandb_sync": sync_line(self._folder / "wandb"),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
             "command": shlex.join(["python", "-m", "tune_inat.search", *sys.argv[1:]]),
         }

@@ -1,6 +1,7 @@
 """Activations of the frozen prefix at a cut: computed once, memory-mapped, read by all trials of a node."""
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,9 @@ class Rows:
     """
 
     def __init__(self, array: npt.NDArray[np.generic], device: torch.device) -> None:
-        tensor = torch.from_numpy(array)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of arrays that cannot be written: nobody writes here
+            tensor = torch.from_numpy(array)
         if tensor.dtype == torch.int16:
             tensor = tensor.view(torch.bfloat16)
         self.device = device

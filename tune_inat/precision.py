@@ -44,6 +44,8 @@ def choose_precision(
         return asked
     if device.type == "cuda":
         return "bf16" if has_bf16 else "fp32"
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "fp32"  # oneDNN would emulate it, a hundred times slower
     machine = [
         platform.processor(),
         platform.machine(),

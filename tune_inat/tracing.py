@@ -5,9 +5,11 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from tune_inat.backbone import Backbone
@@ -224,6 +226,12 @@ class _Probe(fx.Interpreter):
         name = n.meta.get("step", OUTPUT)
         self.steps[name] = _Step(value, version, self._counter.get_total_flops())
         return value
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # BatchNorms take half of all time without data, to find that their output is like their input.
+        if isinstance(self.fetch_attr(target), _BatchNorm) and args[0].is_meta:
+            return torch.empty_like(args[0])
+        return super().call_module(target, args, kwargs)
 
 
 def _probe(backbone: Backbone, graph: Graph | None, image_size: int) -> dict[str, _Step]:
