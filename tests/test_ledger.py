@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from tune_inat.ledger import LEDGER_FILE, Ledger, Row
+from tune_inat.ledger import LEDGER_FILE, Ledger
+from tune_inat.rows import Row
 
 CONFIG = {"epochs": 2, "lr": 0.1}
 

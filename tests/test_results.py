@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from tune_inat.config import TrialConfig
-from tune_inat.ledger import Row, Status, TrialRecord
+from tune_inat.ledger import Status, TrialRecord
 from tune_inat.results import (
     BEST_MODEL_FOLDER,
     TestResult,
@@ -21,6 +21,7 @@ from tune_inat.results import (
     write_leaderboard,
     write_summary,
 )
+from tune_inat.rows import Row
 
 
 def row(epoch: int, accuracy: float, loss: float = 1.0) -> Row:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tune_inat.states import RECORD_FILE, FamilyStates, Row, best_row
+from tune_inat.rows import Row, best_row
+from tune_inat.states import RECORD_FILE, FamilyStates
 
 
 def row(epoch: int, accuracy: float = 0.5, loss: float = 1.0) -> Row:

@@ -49,6 +49,15 @@ SIZE = 32  # where a network takes any
 LARGE = 100_000_000  # parameters: not to be left to Python's leisure
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _spare_garbage_collection() -> Iterator[None]:
+    """Hide what is imported from Python's garbage collection: it would look at all of it again and again."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @dataclass
 class Case:
     """A network, and what crosses where 0.6 of it is frozen."""

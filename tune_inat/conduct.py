@@ -36,12 +36,12 @@ from tune_inat.results import (
 from tune_inat.runs import find_run_folder, held
 from tune_inat.settings import SearchSettings
 from tune_inat.store import Store
-from tune_inat.tracking import WandbTracker, resolve_mode
 from tune_inat.wandb_files import sync_line
 
 if TYPE_CHECKING:
     from tune_inat.cluster import Devices
     from tune_inat.searchers import Proposer
+    from tune_inat.tracking import WandbTracker
     from tune_inat.workbench import Job, Workbench
 
 VERSIONED = ("tune_inat", "torch", "torchvision", "timm", "ray", "optuna", "wandb", "numpy", "pillow")
@@ -260,7 +260,9 @@ class _Conductor:
             complete=lambda point: namer.name(complete_config(point, fixed)),
         )
 
-    def _tracker(self) -> WandbTracker | None:
+    def _tracker(self) -> "WandbTracker | None":
+        from tune_inat.tracking import WandbTracker, resolve_mode
+
         mode, notice = resolve_mode(self._settings.wandb)
         if notice is not None:
             self._terminal.say(notice)

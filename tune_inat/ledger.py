@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tune_inat.rows import Row
+
 Status = Literal["TERMINATED", "STOPPED", "ERROR", "SKIPPED"]
-Row = dict[str, float]
 RungEntry = tuple[int, int, float]  # where a trial stands in ASHA: bracket, milestone, metric
 
 LEDGER_FILE = "trials.jsonl"

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tune_inat.ledger import Row, Status, TrialRecord
+from tune_inat.ledger import Status, TrialRecord
 from tune_inat.objective import Goal
-from tune_inat.states import best_row
+from tune_inat.rows import Row, best_row
 from tune_inat.store import write_atomically
 
 SUMMARY_FILE = "summary.json"

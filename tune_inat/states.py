@@ -12,9 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tune_inat.rows import Row
 from tune_inat.store import hash_of, write_atomically
-
-Row = dict[str, float]  # one epoch's metrics: `epoch` from 1, and numbers by name
 
 RECORD_FILE = "epochs.json"
 
@@ -121,12 +120,6 @@ class FamilyStates:
             return load_file(path)
         except (OSError, SafetensorError):
             return None
-
-
-def best_row(rows: Collection[Row], metric: str, goal: str) -> Row:
-    """The row with the best metric; the lower `val_loss`, then the earlier epoch, where metrics are equal."""
-    sign = -1.0 if goal == "maximize" else 1.0
-    return min(rows, key=lambda row: (sign * row[metric], row["val_loss"], row["epoch"]))
 
 
 def to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -23,8 +23,9 @@ from tune_inat.recipe import (
     draw_mix,
     training_loss,
 )
+from tune_inat.rows import Row, best_row
 from tune_inat.sources import Source
-from tune_inat.states import FamilyStates, Row, best_row, to_cpu
+from tune_inat.states import FamilyStates, to_cpu
 from tune_inat.workbench import Network, Workbench
 
 EVALUATION_BATCH_SIZE = 256

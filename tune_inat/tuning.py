@@ -18,9 +18,10 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from tune_inat.cluster import Devices
 from tune_inat.config import TrialConfig
 from tune_inat.errors import EXIT_INTERRUPTED
-from tune_inat.ledger import Ledger, Row, RungEntry, Status
+from tune_inat.ledger import Ledger, RungEntry, Status
 from tune_inat.metrics import is_better
 from tune_inat.plan import PlannedTrial
+from tune_inat.rows import Row
 from tune_inat.searchers import FamilySearcher, PlannedProposer, Proposer, tune_mode
 from tune_inat.sweep import EarlyStopping
 from tune_inat.trial import ROW_NAMES, EpochReport, InterruptedTrialError, run_trial
