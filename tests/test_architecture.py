@@ -14,7 +14,8 @@ PACKAGE = Path(tune_inat.__file__).parent
 FLOORS = """
 errors config meter objective wording distributions yaml_lines disk
 sweep_schema sweep parameters sweep_report space
-store settings runs rows ledger metrics pictures augment folders download archive remote contents audit origins
+store settings runs rows ledger metrics pictures augment folders download archive
+remote contents audit origins
 images data
 recipe weights architectures backbone freeze graph tracing
 states standings tables progress wandb_files wandb_writer tracking

@@ -342,7 +342,7 @@ class _Conductor:
             },
             "measured": {"seconds": round(wall_seconds, 3), "epochs": effort.epochs_trained},
             "wall_seconds": round(wall_seconds, 3),
-            "wandb_sync": sync_line(self._folder / "wandb"),
+            "wandb_sync": sync_line(self._folder),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
             "command": shlex.join(["python", "-m", "tune_inat.search", *sys.argv[1:]]),
         }

@@ -1,5 +1,6 @@
 """The one voice on the terminal: progress and notices on stderr, results on stdout."""
 
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,8 +109,7 @@ class Terminal:
             varied: the parameters in which the trials differ.
         """
         results, trials, best = self._results, summary["trials"], summary["best"]
-        width = results.width if results.is_terminal else LOG_WIDTH
-        results.print(leaderboard_table(trials, varied, summary["metric"]["name"], width), width=width)
+        results.print(leaderboard_table(trials, varied, summary["metric"]["name"], results.width))
         if len(trials) > MAX_RANKED:
             results.print(_line(f"{len(trials) - MAX_RANKED:,} more in {folder / 'trials.csv'}"))
         for line in _closing_lines(folder, summary, best):
@@ -280,7 +280,10 @@ def _closing_lines(folder: Path, summary: Mapping[str, Any], best: Mapping[str, 
 
 
 def _open_console(*, stderr: bool) -> Console:
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = LOG_WIDTH  # of a file or a pipe; rich would take it for 80 columns
+    return console
 
 
 def _line(text: str) -> Text:
