@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
@@ -58,7 +58,6 @@ class Terminal:
         self._results = self._console if quiet_stdout else (results or _open_console(stderr=False))
         self._clock = clock
         self._bars: Progress | None = None
-        self._n_bars = 0
 
     def say(self, text: str) -> None:
         """One line for the user."""
@@ -70,222 +69,255 @@ class Terminal:
 
     @contextmanager
     def task(self, title: str, total: int | None, unit: str) -> Iterator[Advance]:
-        """Show a task of `total` units (`None`: unknown); call the value with what has been done since."""
-        task = _RunningTask(title, total, unit, self._clock)
+        """Show a task of `total` units (`None`: unknown); call the value with what has been done since.
+
+        When it is done, a line says how much that was and how long it took.
+        """
+        work = _Work(_line(title), total, unit, self._clock)
         if self._console.is_interactive:
-            with self._bar(title, total, unit) as advance_bar:
-
-                def advance(n: int) -> None:
-                    task.advance(n)
-                    advance_bar(n)
-
+            with self._bar(work) as advance:
                 yield advance
         else:
-            self.say(task.first_line())
-            yield lambda n: self._log(task, n)
+            if total != 0:
+                self.say(work.first_line())
+            yield lambda n: self._log(work, n)
         if total != 0:
-            self.say(task.last_line())
+            self.say(work.last_line())
 
     @contextmanager
     def trials(
         self, total: int, n_earlier: int = 0, metric: Metric = DEFAULT_METRIC
     ) -> Iterator["TrialBoard"]:
-        """Show a search's trials while they run: a live table, or a line for each that has ended.
+        """Show the trials of a search while they run: a live table, or a line for each that ends.
 
         Args:
-            total: how many trials there will be, with the `n_earlier` that had ended before this run.
+            total: how many trials the search has, with the `n_earlier` that had ended before.
             metric: what they are compared by.
         """
-        board = TrialBoard(Standings(total, n_earlier, metric), self._console, self.say, self._clock)
-        with board:
+        standings = Standings(total=total, n_earlier=n_earlier, metric=metric)
+        if not self._console.is_interactive:
+            yield TrialBoard(standings, self._clock, say=self.say)
+            return
+        with Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
+            board = TrialBoard(standings, self._clock, draw=lambda table: live.update(table, refresh=True))
+            board.update([])
             yield board
 
-    def closing(self, folder: Path, summary: Mapping[str, Any], varied: Sequence[str]) -> None:
-        """The end of a search: its leaderboard, its best model, and what to type next.
+    def closing(
+        self,
+        folder: Path,
+        summary: Mapping[str, Any],
+        varied: Sequence[str],
+        *,
+        sync_line: str | None = None,
+    ) -> None:
+        """The results of a search: its leaderboard, its best model, and what to type next.
 
         Args:
             folder: of the search.
-            summary: the content of `summary.json`.
-            varied: the parameters in which the trials differ.
+            summary: the content of its `summary.json`.
+            varied: the parameters in which its trials differ.
+            sync_line: the command that would send its W&B runs, if they are on disk only.
         """
-        results, trials, best = self._results, summary["trials"], summary["best"]
-        results.print(leaderboard_table(trials, varied, summary["metric"]["name"], results.width))
+        trials, best = summary["trials"], summary["best"]
+        self._print(self._results, "")
+        if trials:
+            width = self._results.width
+            self._print(self._results, leaderboard_table(trials, varied, summary["metric"]["name"], width))
         if len(trials) > MAX_RANKED:
-            results.print(_line(f"{len(trials) - MAX_RANKED:,} more in {folder / 'trials.csv'}"))
-        for line in _closing_lines(folder, summary, best):
-            results.print(_line(line), soft_wrap=True)
+            self._result(f"and {len(trials) - MAX_RANKED:,} more in {folder / 'trials.csv'}", style="dim")
+        self._print(self._results, "")
+        for trial in trials:
+            if trial["status"] == "ERROR":
+                self._result(
+                    f"Trial {trial['trial_id']} failed: {trial.get('error') or 'no reason given'}", "red"
+                )
+        self._result(_effort(summary))
+        if best is not None:
+            self._result(_best(best, summary["metric"]["name"]), style="bold green")
+            self._labelled("Model", str(folder / best["model"]))
+            self._labelled(
+                "Next", f"python -m tune_inat.predict {shlex.quote(str(folder))} IMAGE_OR_FOLDER..."
+            )
+        if sync_line is not None:
+            self._labelled("W&B", sync_line)
+        if summary["status"] == "INTERRUPTED":
+            self._labelled("Go on", summary["command"])
 
-    def _print(self, console: Console, text: Text) -> None:
-        console.print(text, soft_wrap=True)
+    def _labelled(self, label: str, text: str) -> None:
+        self._print(self._results, Text.assemble((f"{label + ':':<7}", "dim"), _line(text)))
+
+    def _result(self, text: str, style: str = "") -> None:
+        self._print(self._results, Text(_line(text), style=style))
+
+    def _print(self, console: Console, what: Any) -> None:
+        console.print(what, soft_wrap=not console.is_terminal or isinstance(what, Text | str))
+
+    def _log(self, work: "_Work", n: int) -> None:
+        """Count, and tell of it now and then."""
+        work.advance(n)
+        if work.is_line_due():
+            self.say(work.line())
 
     @contextmanager
-    def _bar(self, title: str, total: int | None, unit: str) -> Iterator[Advance]:
-        """A bar on the terminal; bars of tasks within tasks stand below each other."""
+    def _bar(self, work: "_Work") -> Iterator[Advance]:
+        """A bar, below those of the tasks that this one is a part of."""
         if self._bars is None:
             self._bars = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+                TextColumn(
+                    "{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=32)
+                ),
                 BarColumn(bar_width=24),
-                _RateColumn(),
+                _WorkColumn(),
                 console=self._console,
                 transient=True,
+                redirect_stdout=False,
             )
             self._bars.start()
-        self._n_bars += 1
         bars = self._bars
-        task_id = bars.add_task(printable(title), total=total, unit=unit)
+        bar = bars.add_task(work.title, total=work.total, work=work)
+
+        def advance(n: int) -> None:
+            work.advance(n)
+            bars.advance(bar, n)
+
         try:
-            yield lambda n: bars.advance(task_id, n)
+            yield advance
         finally:
-            bars.remove_task(task_id)
-            self._n_bars -= 1
-            if self._n_bars == 0:
+            bars.remove_task(bar)
+            if not bars.tasks:
                 bars.stop()
                 self._bars = None
 
-    def _log(self, task: "_RunningTask", n: int) -> None:
-        """Note progress; say so now and then."""
-        task.advance(n)
-        if task.is_due():
-            self.say(task.line_between())
-
 
 class TrialBoard:
-    """A search's trials on the terminal while they run. Used as a context; `update` may be called often."""
+    """Shows trials: at most four times a second as a table, or each that has ended as a line."""
 
     def __init__(
-        self, standings: Standings, console: Console, say: Callable[[str], None], clock: Clock
+        self,
+        standings: Standings,
+        clock: Clock,
+        *,
+        draw: Callable[[LiveTable], None] | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self._standings = standings
-        self._say = say
         self._clock = clock
-        self._started = self._drawn = clock()
+        self._draw = draw
+        self._say = say
+        self._started = clock()
+        self._drawn: float | None = None
         self._told: set[str] = set()
-        is_live = console.is_interactive
-        self._live = Live(console=console, auto_refresh=False, transient=True) if is_live else None
-
-    def __enter__(self) -> "TrialBoard":
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def update(self, trials: Sequence[LiveTrial]) -> None:
-        """Show how trials stand now: all that have started, those that were known before first."""
-        ended = [t for t in trials if t.status in ENDED and t.trial_id not in self._told]
+        """Show how all trials that have started stand now; may be called as often as one likes."""
         now = self._clock()
-        if not ended and now - self._drawn < DRAW_SECONDS:
-            return
-        self._drawn = now
-        elapsed = now - self._started
         self._standings.update(trials)
-        self._told.update(trial.trial_id for trial in ended)
-        if self._live is not None:
-            self._live.update(LiveTable(self._standings, elapsed), refresh=True)
-            return
-        for trial in ended:
-            self._say(ended_line(self._standings, trial, elapsed))
+        if self._draw is not None and (self._drawn is None or now - self._drawn >= DRAW_SECONDS):
+            self._drawn = now
+            self._draw(LiveTable(self._standings, now - self._started))
+        if self._say is not None:
+            for trial in trials:
+                if trial.status in ENDED and trial.trial_id not in self._told:
+                    self._told.add(trial.trial_id)
+                    self._say(ended_line(self._standings, trial, now - self._started))
 
 
-class _RunningTask:
-    """How far a task has come, in words for a log."""
+class _Work:
+    """A task with what has been done of it, in words."""
 
     def __init__(self, title: str, total: int | None, unit: str, clock: Clock) -> None:
-        self._title, self._total, self._unit, self._clock = title, total, unit, clock
+        self.title = title
+        self.total = total
+        self._unit = unit
+        self._clock = clock
+        self._started = self._told = clock()
         self._done = 0
-        self._started = self._said = clock()
 
     def advance(self, n: int) -> None:
         """Count what has been done since."""
         self._done += n
 
-    def is_due(self) -> bool:
-        """Whether it is time for a line, which is then taken as said."""
+    def is_line_due(self) -> bool:
+        """Whether it is time for another line, which then counts as said."""
         now = self._clock()
-        if now - self._said < LOG_SECONDS:
+        if now - self._told < LOG_SECONDS:
             return False
-        self._said = now
+        self._told = now
         return True
 
     def first_line(self) -> str:
-        """What begins."""
+        """What is going to be done."""
         return (
-            f"{self._title} ..."
-            if self._total is None
-            else f"{self._title}: {self._counted(self._total)} ..."
+            f"{self.title}..." if self.total is None else f"{self.title}: {amount(self.total, self._unit)}..."
         )
 
-    def line_between(self) -> str:
-        """How far it is."""
-        elapsed = self._clock() - self._started
-        left = ""
-        if self._total and self._done:
-            left = f", about {duration(elapsed * (self._total - self._done) / self._done)} left"
-        return f"{self._title}: {self._counted(self._done)} after {duration(elapsed)}{left}"
+    def line(self) -> str:
+        """What has been done."""
+        return f"{self.title}: {self.state()}"
 
     def last_line(self) -> str:
-        """What it came to."""
-        elapsed = duration(self._clock() - self._started)
-        if self._done == 0:
-            return f"{self._title}: {elapsed}"
-        return f"{self._title}: {self._counted(self._done)} in {elapsed}"
+        """What was done, and how long it took."""
+        seconds = self._clock() - self._started
+        if not self._done:
+            return f"{self.title}: {duration(seconds)}"
+        rate = f" ({amount(self._done / seconds, self._unit)}/s)" if seconds >= 1 else ""
+        return f"{self.title}: {amount(self._done, self._unit)} in {duration(seconds)}{rate}"
 
-    def _counted(self, n: int) -> str:
-        return amount(n, self._unit)
+    def state(self) -> str:
+        """What has been done, of how much, how fast, and how long the rest will take."""
+        seconds = self._clock() - self._started
+        if not self._done or seconds <= 0:
+            return "" if self.total is None else amount(self.total, self._unit)
+        rate = self._done / seconds
+        parts = [amount(self._done, self._unit), f"{amount(rate, self._unit)}/s"]
+        if self.total is not None:
+            parts[0] = (
+                f"{amount(self._done, '' if self._unit != 'bytes' else 'bytes')} of {amount(self.total, self._unit)}"
+            )
+            parts.append(f"{duration(max(0.0, (self.total - self._done) / rate))} left")
+        return ", ".join(parts)
 
 
-class _RateColumn(ProgressColumn):
-    """What is done of what, how fast, and how long it will take."""
+class _WorkColumn(ProgressColumn):
+    """The state of the work that a bar shows."""
 
     def render(self, task: Task) -> Text:
-        """The words beside a bar."""
-        unit = task.fields["unit"]
-        if task.total is None:
-            return Text(amount(task.completed, unit) if task.completed else "")
-        words = f"{amount(task.completed, unit)} of {amount(task.total, unit)}"
-        if task.speed:
-            words += f"  {amount(task.speed, unit)}/s"
-        if task.time_remaining is not None:
-            words += f"  {duration(task.time_remaining)} left"
-        return Text(words, style="dim")
-
-
-def _closing_lines(folder: Path, summary: Mapping[str, Any], best: Mapping[str, Any] | None) -> list[str]:
-    """What a reader wants to know under the leaderboard, a line each."""
-    reuse = summary["reuse"]
-    asked, trained = reuse["epochs_asked"], reuse["epochs_trained"]
-    lines = ["", f"{asked} epochs asked for, {trained} trained, in {duration(summary['wall_seconds'])}."]
-    for trial in summary["trials"]:
-        if trial["status"] == "ERROR":
-            lines.append(f"Trial {trial['trial_id']} failed: {trial.get('error', '')}")
-    if best is None:
-        lines.append("No trial came to an end, so there is no model.")
-    else:
-        tested = "no test images"
-        if best["test_accuracy"] is not None:
-            low, high = best["test_interval"]
-            tested = f"test accuracy {best['test_accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})"
-        lines.append(f"Best: trial {best['trial_id']}, {tested}.")
-    lines.append(f"Results: {folder}")
-    if summary["status"] == "INTERRUPTED":
-        lines.append(f"Go on with: {summary['command']}")
-    elif best is not None:
-        lines.append(f"Predict with: python -m tune_inat.predict {shlex.quote(str(folder))} IMAGE_OR_FOLDER")
-    if summary.get("wandb_sync"):
-        lines.append(f"Send the runs to W&B with: {summary['wandb_sync']}")
-    return lines
+        work: _Work = task.fields["work"]
+        return Text(work.state(), style="dim")
 
 
 def _open_console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = LOG_WIDTH  # of a file or a pipe; rich would take it for 80 columns
-    return console
+    """A console that takes text as it is, and animates only what a person sees."""
+    stream = sys.stderr if stderr else sys.stdout
+    is_terminal = stream.isatty()
+    return Console(
+        stderr=stderr,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        width=None if is_terminal else LOG_WIDTH,
+        force_interactive=None if is_terminal else False,
+    )
 
 
-def _line(text: str) -> Text:
-    """Foreign text that cannot drive the terminal."""
-    return Text(printable(text))
+def _line(text: str) -> str:
+    """Text as one line that cannot drive the terminal."""
+    return printable(text.strip()).replace("\n", " ")
+
+
+def _effort(summary: Mapping[str, Any]) -> str:
+    reuse, trials = summary["reuse"], summary["trials"]
+    asked, trained = reuse["epochs_asked"], reuse["epochs_trained"]
+    return (
+        f"{len(trials):,} trials in {duration(summary['wall_seconds'])}: "
+        f"{asked:,} epochs asked for, {trained:,} trained now."
+    )
+
+
+def _best(best: Mapping[str, Any], metric: str) -> str:
+    text = f"Best: trial {best['trial_id']}, val_accuracy {number(best['val_accuracy'])} at epoch {best['epoch']}"
+    if best["test_accuracy"] is None:
+        return text
+    low, high = best["test_interval"]
+    return f"{text}, test accuracy {number(best['test_accuracy'])} (95 % interval {low:.3f} to {high:.3f})"

@@ -125,9 +125,14 @@ class Optimizer:
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `state` returned for the same configuration."""
+        parameters = [parameter for group in self._torch.param_groups for parameter in group["params"]]
         states: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             number, key = name.split("/")
+            parameter = parameters[int(number)]
+            if value.shape == parameter.shape:
+                # Files hold no strides, and a fused optimizer goes through memory in its own order.
+                value = torch.empty_like(parameter).copy_(value)
             states.setdefault(int(number), {})[key] = value
         self._torch.load_state_dict(
             {"state": states, "param_groups": self._torch.state_dict()["param_groups"]}

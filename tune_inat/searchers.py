@@ -177,11 +177,14 @@ class FamilySearcher(Searcher):
     and it replays them. If its leader was stopped early, it goes on from there.
     """
 
-    def __init__(self, proposer: Proposer, *, metric: str, goal: Goal, n_ahead: int) -> None:
+    def __init__(
+        self, proposer: Proposer, *, metric: str, goal: Goal, n_ahead: int, reuse: bool = True
+    ) -> None:
         super().__init__(metric=metric, mode=tune_mode(goal))
         self._proposer = proposer
         self._n_ahead = n_ahead  # how many trials to know beforehand: all of a plan, one of Optuna's
         self._goal = goal
+        self._reuse = reuse  # without it no trial has anything to wait for
         self._waiting: list[PlannedTrial] = []
         self._running: dict[str, PlannedTrial] = {}  # by Ray's id
         self._best: dict[str, float] = {}
@@ -226,6 +229,8 @@ class FamilySearcher(Searcher):
             self._waiting.append(trial)
 
     def _is_ready(self, trial: PlannedTrial) -> bool:
+        if not self._reuse:
+            return True
         if any(running.family_key == trial.family_key for running in self._running.values()):
             return False
         return not any(

@@ -89,11 +89,6 @@ def run_trial(
         NonFiniteLossError: with the epoch and step at which it happened.
         InterruptedTrialError: `is_interrupted` said so.
     """
-    if not bench.job.reuse:
-        trainer = Trainer(bench, config)
-        for epoch in range(1, config.epochs + 1):
-            report(EpochReport(trainer.train_epoch(epoch, is_interrupted), trained=True, did=trainer.did))
-        return
     states = bench.states(config)
     with states.exclusively():
         record = states.record()
@@ -110,7 +105,7 @@ def run_trial(
 
 def weights_after(bench: Workbench, config: TrialConfig, epoch: int) -> Network:
     """A trial's network as it was after an epoch: its weights from the store, or trained again to there."""
-    weights = bench.states(config).load_weights(epoch) if bench.job.reuse else None
+    weights = bench.states(config).load_weights(epoch)
     if weights is not None:
         network = bench.network(config)
         load_trainable_state(network.backbone, weights)

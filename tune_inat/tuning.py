@@ -116,7 +116,9 @@ def run_trials(
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=FamilySearcher(proposer, metric=job.metric, goal=job.goal, n_ahead=n_ahead),
+                search_alg=FamilySearcher(
+                    proposer, metric=job.metric, goal=job.goal, n_ahead=n_ahead, reuse=job.reuse
+                ),
                 scheduler=scheduler,
                 num_samples=run.n_trials,
                 max_concurrent_trials=devices.max_concurrent,

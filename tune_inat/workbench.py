@@ -126,10 +126,14 @@ class Workbench:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.job.precision == "bf16")
 
     def states(self, config: TrialConfig) -> FamilyStates:
-        """Where the epochs of a trial's family are kept: found again by every search that trains the same."""
+        """Where the epochs of a trial's family are kept: found again by every search that trains the same.
+
+        Without reuse, each configuration is a family of its own.
+        """
         loaded = self._load(config)
         data = self.job.data
-        key = hash_of([config.family(), data.fingerprint, loaded.backbone.weights_key, self.job.precision])
+        family = config.family() if self.job.reuse else config.model_dump()
+        key = hash_of([family, data.fingerprint, loaded.backbone.weights_key, self.job.precision])
         return FamilyStates(self.job.store.root / STATES_KIND, key)
 
     def network(self, config: TrialConfig) -> Network:

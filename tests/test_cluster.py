@@ -1,0 +1,61 @@
+"""How devices are shared out, and what is refused before anything waits for it."""
+
+import pytest
+
+from tune_inat.cluster import Cluster, Devices, share_devices
+from tune_inat.errors import ResourceError
+
+
+def share(
+    cluster: Cluster,
+    n_trials: int = 12,
+    *,
+    cpus: int | None = None,
+    gpus: float | None = None,
+    concurrent: int | None = None,
+) -> Devices:
+    return share_devices(
+        cluster, n_trials=n_trials, cpus_per_trial=cpus, gpus_per_trial=gpus, max_concurrent=concurrent
+    )
+
+
+@pytest.mark.parametrize(
+    ("n_cpus", "n_trials", "concurrent", "cpus_per_trial", "at_a_time"),
+    [(2, 12, None, 1, 2), (8, 2, None, 4, 2), (8, 12, 1, 8, 1), (1, 12, None, 1, 1), (8, 12, 3, 2, 3)],
+)
+def test_cores_are_shared_out_over_concurrent_trials(
+    n_cpus: int, n_trials: int, concurrent: int | None, cpus_per_trial: int, at_a_time: int
+) -> None:
+    devices = share(Cluster(n_cpus, 0), n_trials, concurrent=concurrent)
+    assert (devices.cpus_per_trial, devices.max_concurrent) == (cpus_per_trial, at_a_time)
+    assert devices.gpus_per_trial == 0
+
+
+def test_cores_that_are_asked_for_bound_how_many_run() -> None:
+    assert share(Cluster(8, 0), cpus=3).max_concurrent == 2
+
+
+def test_each_trial_has_a_gpu_where_there_are_some() -> None:
+    devices = share(Cluster(16, 4))
+    assert (devices.gpus_per_trial, devices.max_concurrent, devices.cpus_per_trial) == (1.0, 4, 4)
+
+
+@pytest.mark.parametrize(("gpus", "at_a_time"), [(0.5, 4), (0.3, 6), (2.0, 1)])
+def test_share_of_a_gpu_says_how_many_run(gpus: float, at_a_time: int) -> None:
+    assert share(Cluster(16, 2), gpus=gpus).max_concurrent == at_a_time
+
+
+def test_no_gpu_is_used_when_none_is_asked_for() -> None:
+    assert share(Cluster(8, 2), gpus=0.0).gpus_per_trial == 0
+
+
+@pytest.mark.parametrize("gpus", [3.0, 1.5])
+def test_gpus_that_can_never_be_given_are_refused(gpus: float) -> None:
+    with pytest.raises(ResourceError, match="there are 2 GPUs"):
+        share(Cluster(8, 2), gpus=gpus)
+
+
+def test_all_that_is_refused_is_said_at_once() -> None:
+    with pytest.raises(ResourceError) as refused:
+        share(Cluster(4, 0), cpus=5, gpus=1.0)
+    assert len(refused.value.problems) == 2

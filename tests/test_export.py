@@ -1,0 +1,78 @@
+"""A model on disk predicts as it did in memory, and a damaged one is refused in words."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tune_inat.backbone import Normalize, load_backbone
+from tune_inat.errors import UserError
+from tune_inat.export import (
+    CARD_FILE,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    ModelConfig,
+    load_classifier,
+    normalise,
+    save_classifier,
+)
+
+CLASSES = ("a|b", "c`d\n# e", "ü")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
+    backbone = load_backbone("resnet18", weights="none", n_classes=3, seed=5)
+    backbone.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    config = ModelConfig("resnet18", CLASSES, 32, backbone.mean, backbone.std, "abc", 2, {"lr": 0.1})
+    folder = tmp_path_factory.mktemp('it\'s a "model"')
+    save_classifier(folder, backbone, config, {"data": "photos", "val_accuracy": 0.9})
+    return folder, backbone.model
+
+
+def test_model_comes_back_to_the_last_bit(saved: tuple[Path, torch.nn.Module]) -> None:
+    folder, model = saved
+    classifier = load_classifier(folder)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(classifier.network(images), model(images))
+    assert classifier.config.classes == CLASSES
+    assert not classifier.network.training
+
+
+def test_images_are_normalised_as_in_training(saved: tuple[Path, torch.nn.Module]) -> None:
+    config = load_classifier(saved[0]).config
+    pixels = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    trained_on = Normalize(config.mean, config.std)(pixels.permute(0, 3, 1, 2))
+    assert torch.allclose(normalise(pixels, config), trained_on, atol=1e-5)
+
+
+def test_card_shows_class_names_as_text(saved: tuple[Path, torch.nn.Module]) -> None:
+    card = (saved[0] / CARD_FILE).read_text()
+    assert "`c'd # e`" in card
+    assert "\n# e" not in card
+
+
+def test_missing_model_is_said(hostile_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no model here"):
+        load_classifier(hostile_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"model": 1}', '{"mean": "abc"}'])
+def test_damaged_configuration_is_said(
+    saved: tuple[Path, torch.nn.Module], hostile_path: Path, content: str
+) -> None:
+    (hostile_path / CONFIG_FILE).write_text(content)
+    with pytest.raises(UserError, match="not a model's configuration"):
+        load_classifier(hostile_path)
+
+
+def test_weights_of_another_model_are_refused(
+    saved: tuple[Path, torch.nn.Module], hostile_path: Path
+) -> None:
+    config = json.loads((saved[0] / CONFIG_FILE).read_text())
+    (hostile_path / CONFIG_FILE).write_text(json.dumps({**config, "classes": ["one", "two"]}))
+    (hostile_path / WEIGHTS_FILE).write_bytes((saved[0] / WEIGHTS_FILE).read_bytes())
+    with pytest.raises(UserError, match="not the model's weights"):
+        load_classifier(hostile_path)

@@ -1,0 +1,52 @@
+"""The folder of a search: the same command finds it again, another one does not write over it."""
+
+from pathlib import Path
+
+import pytest
+
+from tune_inat.errors import ResourceError, UserError
+from tune_inat.runs import find_run_folder, held
+
+IDENTITY = {"space": "grid", "images": "abc", "parameters": {"seed": 0}}
+
+
+def keep(folder: Path, identity: dict[str, object]) -> None:
+    with held(folder, identity):
+        (folder / "summary.json").touch()
+
+
+def test_same_search_comes_back_to_its_folder_and_another_gets_its_own(hostile_path: Path) -> None:
+    first = find_run_folder(hostile_path, None, "grid-sample", IDENTITY)
+    keep(first, IDENTITY)
+    assert first.name == "grid-sample"
+    assert find_run_folder(hostile_path, None, "grid-sample", IDENTITY) == first
+    other = {**IDENTITY, "images": "def"}
+    assert find_run_folder(hostile_path, None, "grid-sample", other).name == "grid-sample-2"
+
+
+def test_named_search_may_change_its_space_but_not_its_images(hostile_path: Path) -> None:
+    keep(hostile_path / "mine", IDENTITY)
+    wider = {**IDENTITY, "space": "wider grid"}
+    assert find_run_folder(hostile_path, "mine", "grid-sample", wider) == hostile_path / "mine"
+    with pytest.raises(UserError, match="a search with other images"):
+        find_run_folder(hostile_path, "mine", "grid-sample", {**wider, "images": "def"})
+
+
+def test_folder_of_something_else_is_never_taken(hostile_path: Path) -> None:
+    (hostile_path / "grid-sample").mkdir()
+    (hostile_path / "grid-sample" / "thesis.tex").touch()
+    assert find_run_folder(hostile_path, None, "grid-sample", IDENTITY).name == "grid-sample-2"
+    with pytest.raises(UserError, match="Choose another name"):
+        find_run_folder(hostile_path, "grid-sample", "grid-sample", IDENTITY)
+
+
+def test_two_searches_cannot_write_to_one_folder(hostile_path: Path) -> None:
+    with held(hostile_path / "run", IDENTITY), pytest.raises(ResourceError, match="another search"):
+        keep(hostile_path / "run", IDENTITY)
+    keep(hostile_path / "run", IDENTITY)
+
+
+def test_storage_that_is_a_file_is_said(hostile_path: Path) -> None:
+    (hostile_path / "file").touch()
+    with pytest.raises(ResourceError, match="cannot be written"):
+        keep(hostile_path / "file" / "run", IDENTITY)

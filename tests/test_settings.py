@@ -1,0 +1,31 @@
+"""The arguments of a search: checked in one place, for the command and for notebooks."""
+
+import pytest
+
+from tune_inat.errors import UserError
+from tune_inat.settings import make_settings
+
+
+def test_every_wrong_argument_is_said_at_once() -> None:
+    with pytest.raises(UserError) as refused:
+        make_settings(trials=0, precision="fp8", modle="resnet50")
+    said = "\n".join(refused.value.problems)
+    assert len(refused.value.problems) == 3
+    for expected in ("--trials", "fp32", 'Did you mean "model"?'):
+        assert expected in said
+
+
+def test_sample_has_a_model_that_needs_no_download() -> None:
+    assert make_settings().fixed() == {"model": "timm/tf_efficientnet_lite0", "image_size": 96}
+    assert make_settings(data="photos").fixed() == {"model": "resnet50", "image_size": 224}
+    assert make_settings(model="resnet18").fixed() == {"model": "resnet18", "image_size": 96}
+
+
+def test_argument_and_override_of_one_parameter_are_refused() -> None:
+    with pytest.raises(UserError, match="--seed says it already"):
+        make_settings(seed=1, overrides={"seed": 2}).given()
+
+
+@pytest.mark.parametrize(("given", "meant"), [("auto", "auto"), ("0.5", 0.5), ("2", 2.0)])
+def test_gpus_are_a_number_or_auto(given: str, meant: float | str) -> None:
+    assert make_settings(gpus_per_trial=given).gpus_per_trial == meant

@@ -1,0 +1,190 @@
+"""A trial is a pure function: whatever is kept, replayed or resumed, its numbers are the same."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.benches import IMAGE_SIZE, config_of, make_bench, numbers_of, reports_of, write_images
+from tune_inat.freeze import trainable_state
+from tune_inat.store import Store
+from tune_inat.trial import EpochReport, NonFiniteLossError, Trainer, run_trial, weights_after
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture
+def store(hostile_path: Path) -> Store:
+    return Store(hostile_path / "cache")
+
+
+# Each cut of two networks, and all that could make an epoch depend on what ran before it.
+VARIANTS: dict[str, dict[str, object]] = {
+    "all trained": {"freeze": 0.0},
+    "half frozen": {"freeze": 0.5},
+    "a block by name": {"freeze": "layer3"},
+    "linear probe": {"freeze": 1.0},
+    "depthwise convolutions": {"model": "timm/mobilenetv3_small_050", "freeze": 0.6},
+    "transformer": {"model": "timm/vit_tiny_patch16_224", "freeze": 0.5},
+    "dropout": {"freeze": 0.8, "dropout": 0.5},
+    "views": {"freeze": 0.8, "augment": "light", "views": 3},
+    "fresh views": {"freeze": 0.8, "augment": "strong", "views": "fresh"},
+    "mixup": {"freeze": 0.8, "mixup": 0.4},
+    "everything else": {
+        "freeze": 0.8,
+        "optimizer": "sgd",
+        "schedule": "onecycle",
+        "layer_decay": 0.7,
+        "label_smoothing": 0.1,
+        "class_weights": "balanced",
+        "weight_decay": 0.01,
+    },
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_reuse_and_no_reuse_give_the_same_numbers(name: str, images: Path, store: Store) -> None:
+    config = config_of(**VARIANTS[name])
+    kept = numbers_of(reports_of(make_bench(images, store), config))
+    plain = numbers_of(reports_of(make_bench(images, store, reuse=False), config))
+    assert len(kept) == config.epochs
+    for mine, theirs in zip(kept, plain, strict=True):
+        assert mine["val_accuracy"] == theirs["val_accuracy"]
+        for loss in ("train_loss", "val_loss"):  # the prefix runs in larger batches, so sums round otherwise
+            assert mine[loss] == pytest.approx(theirs[loss], abs=1e-5)
+
+
+def test_bf16_differs_with_reuse_by_its_rounding_at_most(images: Path, store: Store) -> None:
+    config = config_of(freeze=0.8)
+    kept = numbers_of(reports_of(make_bench(images, store, precision="bf16"), config))
+    plain = numbers_of(reports_of(make_bench(images, store, precision="bf16", reuse=False), config))
+    # bf16 has 8 bits: two roundings of a value differ by 2**-8 of it, and a loss is a sum of such.
+    for mine, theirs in zip(kept, plain, strict=True):
+        assert mine["val_loss"] == pytest.approx(theirs["val_loss"], rel=2**-6)
+
+
+def test_training_lowers_the_training_loss(images: Path, store: Store) -> None:
+    first, *_, last = reports_of(make_bench(images, store), config_of(freeze=0.5, epochs=3))
+    assert last.row["train_loss"] < 0.8 * first.row["train_loss"]
+
+
+def test_follower_takes_its_leaders_epochs_and_trains_none(images: Path, store: Store) -> None:
+    leader = reports_of(make_bench(images, store), config_of(epochs=3))
+    follower = reports_of(make_bench(images, store), config_of(epochs=2))
+    assert [report.trained for report in leader] == [True] * 3
+    assert [report.trained for report in follower] == [False] * 2
+    assert [report.row for report in follower] == [report.row for report in leader[:2]]
+    assert follower[0].did == leader[0].did
+
+
+def test_schedule_that_knows_the_last_epoch_shares_none(images: Path, store: Store) -> None:
+    bench = make_bench(images, store)
+    reports_of(bench, config_of(epochs=3, schedule="cosine"))
+    assert [report.trained for report in reports_of(bench, config_of(epochs=2, schedule="cosine"))] == [
+        True
+    ] * 2
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_trial_that_was_stopped_goes_on_as_if_it_had_not_been(
+    images: Path, store: Store, hostile_path: Path, dropout: float
+) -> None:
+    config = config_of(freeze=0.5, epochs=3, dropout=dropout)
+
+    def stop_after_the_first(progress: EpochReport) -> None:
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        reports_of(make_bench(images, store), config, stop=stop_after_the_first)
+    resumed = reports_of(make_bench(images, store), config)
+    assert [report.trained for report in resumed] == [False, True, True]
+    whole = reports_of(make_bench(images, Store(hostile_path / "other")), config)
+    assert numbers_of(resumed) == numbers_of(whole)  # to the last bit
+
+
+def test_lost_state_is_trained_again_not_reported_again(images: Path, store: Store) -> None:
+    bench = make_bench(images, store)
+    reports_of(bench, config_of(epochs=2))
+    for file in bench.states(config_of()).folder.glob("*.safetensors"):
+        file.unlink()
+    longer = reports_of(bench, config_of(epochs=3))
+    assert [report.row["epoch"] for report in longer] == [1, 2, 3]
+    assert [report.trained for report in longer] == [False, False, True]
+
+
+def test_weights_of_an_epoch_are_those_that_it_left(images: Path, store: Store) -> None:
+    config = config_of(epochs=2)
+    bench = make_bench(images, store)
+    trainer = Trainer(bench, config)
+    trainer.train_epoch(1, lambda: False)
+    first = trainer.weights()
+    reports_of(bench, config)
+    for epoch_store in (store, Store(store.root.parent / "empty")):  # from the store, or trained again
+        network = weights_after(make_bench(images, epoch_store), config, 1)
+        again = trainable_state(network.backbone)
+        assert again.keys() == first.keys()
+        assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+def test_states_on_disk_are_bounded_by_what_is_asked_for(images: Path, store: Store) -> None:
+    bench = make_bench(images, store)
+    run_trial(bench, config_of(epochs=4), horizons=(2, 4), report=lambda report: None)
+    files = sorted(file.name for file in bench.states(config_of()).folder.glob("*.safetensors"))
+    optimizers = [name for name in files if name.startswith("optimizer")]
+    assert optimizers == ["optimizer-00004.safetensors"]
+    assert len(files) - len(optimizers) <= 1 + 2  # the last epoch's, and the best up to each horizon
+
+
+def test_frozen_part_is_the_same_to_the_last_bit_after_training(images: Path, store: Store) -> None:
+    bench = make_bench(images, store)
+    trainer = Trainer(bench, config_of(freeze=0.5))
+    state = trainer.network.backbone.model.state_dict()
+    trains = set(trainable_state(trainer.network.backbone))
+    before = {name: value.clone() for name, value in state.items()}
+    trainer.train_epoch(1, lambda: False)
+    changed = {name for name, value in state.items() if not torch.equal(value, before[name])}
+    assert changed <= trains
+    assert "layer4.1.bn2.running_mean" in changed
+    assert "bn1.running_mean" not in trains
+
+
+def test_loss_that_explodes_ends_the_trial_with_its_epoch_and_step(images: Path, store: Store) -> None:
+    with pytest.raises(NonFiniteLossError, match=r"epoch 1, step \d+: the loss is (nan|inf)"):
+        reports_of(make_bench(images, store), config_of(freeze=0.0, optimizer="sgd", lr=1e30, epochs=1))
+
+
+def test_report_says_what_was_really_done(images: Path, store: Store) -> None:
+    (report,) = reports_of(make_bench(images, store), config_of(freeze=1.0, epochs=1))
+    assert report.did["trainable_tensors"] == 2
+    assert report.did["trainable_parameters"] == 3 * 512 + 3  # ResNet-18's features to three classes
+    assert report.row["steps"] == 4  # 33 of the 54 images train: three batches of 8 and one of 9
+    assert report.row["lr"] == config_of().lr
+
+
+def test_new_head_is_the_same_at_every_freezing(images: Path, store: Store) -> None:
+    heads = []
+    for freeze in (0.0, 0.5, 1.0):
+        network = make_bench(images, store).network(config_of(freeze=freeze))
+        heads.append(network.backbone.heads[0].weight.clone())
+    assert torch.equal(heads[0], heads[1])
+    assert torch.equal(heads[0], heads[2])
+
+
+def test_deeper_cut_is_computed_from_the_shallower_one(images: Path, store: Store) -> None:
+    bench = make_bench(images, store)
+    reports_of(bench, config_of(freeze="layer2", epochs=1))
+    bench.take_work()
+    deep = numbers_of(reports_of(bench, config_of(freeze="layer3", epochs=1)))
+    assert bench.take_work().prefix_images == 54
+    alone = make_bench(images, Store(store.root.parent / "alone"))
+    assert deep == numbers_of(reports_of(alone, config_of(freeze="layer3", epochs=1)))
+
+
+def test_image_size_of_the_trial_is_what_the_network_sees(images: Path, store: Store) -> None:
+    bench = make_bench(images, store)
+    config = config_of(image_size=2 * IMAGE_SIZE, freeze=0.0)
+    source = bench.source(bench.network(config), config, "val")
+    assert source.take(torch.tensor([0]), 1).shape == (1, 3, 64, 64)
