@@ -24,7 +24,6 @@ CLASSES = ("a|b", "c`d\n# e", "ü")
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
     backbone = load_backbone("resnet18", weights="none", n_classes=3, seed=5)
-    backbone.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     config = ModelConfig("resnet18", CLASSES, 32, backbone.mean, backbone.std, "abc", 2, {"lr": 0.1})
     folder = tmp_path_factory.mktemp('it\'s a "model"')
     save_classifier(folder, backbone, config, {"data": "photos", "val_accuracy": 0.9})

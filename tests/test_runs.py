@@ -7,7 +7,7 @@ import pytest
 from tune_inat.errors import ResourceError, UserError
 from tune_inat.runs import find_run_folder, held
 
-IDENTITY = {"space": "grid", "images": "abc", "parameters": {"seed": 0}}
+IDENTITY: dict[str, object] = {"space": "grid", "images": "abc", "parameters": {"seed": 0}}
 
 
 def keep(folder: Path, identity: dict[str, object]) -> None:

@@ -117,7 +117,9 @@ class _Conductor:
         summary = self._summary(ranked, best, test)
         write_leaderboard(self._folder, ranked)
         write_summary(self._folder, summary)
-        self._terminal.closing(self._folder, summary, varied_parameters(ranked))
+        self._terminal.closing(
+            self._folder, summary, varied_parameters(ranked), sync_line=summary["wandb_sync"]
+        )
         return summary
 
     # ---- the trials

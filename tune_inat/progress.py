@@ -1,7 +1,7 @@
 """The one voice on the terminal: progress and notices on stderr, results on stdout."""
 
-import os
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +25,7 @@ from tune_inat.tables import (
     duration,
     ended_line,
     leaderboard_table,
+    number,
 )
 
 DRAW_SECONDS = 0.25  # between two drawings of the trials
@@ -134,7 +135,7 @@ class Terminal:
                 )
         self._result(_effort(summary))
         if best is not None:
-            self._result(_best(best, summary["metric"]["name"]), style="bold green")
+            self._result(_best(best), style="bold green")
             self._labelled("Model", str(folder / best["model"]))
             self._labelled(
                 "Next", f"python -m tune_inat.predict {shlex.quote(str(folder))} IMAGE_OR_FOLDER..."
@@ -269,14 +270,12 @@ class _Work:
         seconds = self._clock() - self._started
         if not self._done or seconds <= 0:
             return "" if self.total is None else amount(self.total, self._unit)
-        rate = self._done / seconds
-        parts = [amount(self._done, self._unit), f"{amount(rate, self._unit)}/s"]
-        if self.total is not None:
-            parts[0] = (
-                f"{amount(self._done, '' if self._unit != 'bytes' else 'bytes')} of {amount(self.total, self._unit)}"
-            )
-            parts.append(f"{duration(max(0.0, (self.total - self._done) / rate))} left")
-        return ", ".join(parts)
+        done, rate = amount(self._done, self._unit), self._done / seconds
+        speed = f"{amount(rate, self._unit)}/s"
+        if self.total is None:
+            return f"{done}, {speed}"
+        left = duration(max(0.0, (self.total - self._done) / rate))
+        return f"{done.removesuffix(self._unit).strip()} of {amount(self.total, self._unit)}, {speed}, {left} left"
 
 
 class _WorkColumn(ProgressColumn):
@@ -315,9 +314,11 @@ def _effort(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _best(best: Mapping[str, Any], metric: str) -> str:
-    text = f"Best: trial {best['trial_id']}, val_accuracy {number(best['val_accuracy'])} at epoch {best['epoch']}"
+def _best(best: Mapping[str, Any]) -> str:
+    accuracy = number(best["val_accuracy"])
+    text = f"Best: trial {best['trial_id']}, val_accuracy {accuracy} at epoch {best['epoch']}"
     if best["test_accuracy"] is None:
         return text
     low, high = best["test_interval"]
-    return f"{text}, test accuracy {number(best['test_accuracy'])} (95 % interval {low:.3f} to {high:.3f})"
+    test = f"test_accuracy {number(best['test_accuracy'])} (95 % interval {low:.4f} to {high:.4f})"
+    return f"{text}, {test}"

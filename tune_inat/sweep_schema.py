@@ -253,7 +253,7 @@ def inconsistencies(kind: str, plain: Mapping[str, Any]) -> Iterator[tuple[str, 
     low, high, q = numbers.get("min"), numbers.get("max"), numbers.get("q")
     if low is not None and high is not None and low >= high:
         yield "max", f"min {short(low)} is not below max {short(high)}."
-    elif q is not None and (width := _width(kind, low, high)) is not None and q > width:
+    elif q is not None and (width := _width(kind, low, high)) is not None and q > width * (1 + 1e-9):
         yield "q", f"a step (q) of {short(q)} is wider than the range, which has {width:g}."
     values, shares = plain.get("values"), plain.get("probabilities")
     if isinstance(values, list) and isinstance(shares, list):
