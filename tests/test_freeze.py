@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.networks import make_backbone
-from tune_inat.backbone import Backbone
+from tune_inat.backbone import Backbone, Head
 from tune_inat.errors import BackboneError
 from tune_inat.freeze import (
     apply_freeze,
@@ -126,7 +126,7 @@ class Small(nn.Module):
         self.second = nn.Conv2d(4, 4, 1)
         self.plain = nn.BatchNorm2d(4, affine=False)
         self.early = nn.Dropout(0.5)
-        self.head = nn.Linear(4, 2)
+        self.head = Head(nn.Linear(4, 2), n_classes=2, dropout=0.0)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features = self.early(self.norm(self.first(images)))

@@ -66,6 +66,21 @@ def test_follower_waits_for_the_end_of_its_leader() -> None:
     assert follower["params"]["epochs"] == 5
 
 
+def test_report_that_ends_a_trial_counts_as_well(space: SearchSpace, hostile_path: Path) -> None:
+    searcher = FamilySearcher(
+        proposer_of(space, hostile_path, 2), metric="val_accuracy", goal="maximize", n_ahead=1
+    )
+    for trial_id, reports in {"stopped at once": [0.3], "stopped later": [0.5, 0.4]}.items():
+        searcher.suggest(trial_id)
+        results = [{"val_accuracy": value, "epoch": n} for n, value in enumerate(reports, start=1)]
+        for result in results[:-1]:
+            searcher.on_trial_result(trial_id, result)
+        searcher.on_trial_complete(trial_id, results[-1])
+    first, second = study_of(hostile_path).trials
+    assert (first.value, first.intermediate_values) == (0.3, {1: 0.3})
+    assert (second.value, second.intermediate_values) == (0.5, {1: 0.5, 2: 0.4})
+
+
 BAYES = """
 method: bayes
 metric: {name: val_accuracy, goal: maximize}

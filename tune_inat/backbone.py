@@ -120,12 +120,13 @@ def load_backbone(
     """
     with _own_random_numbers(seed):
         made = create_architecture(name, weights=weights, image_size=image_size)
-    model = made.model.eval()
+    model = made.model
     for path in made.classifiers:
         _silence_dropout(model, path)
         replaced = model.get_submodule(path)
         assert isinstance(replaced, nn.Linear | nn.Conv2d), "classifiers are such layers"
         model.set_submodule(path, Head(replaced, n_classes, dropout))
+    model.eval()
     notices: tuple[str, ...] = ()
     if weights == "none":
         notices = (

@@ -24,12 +24,14 @@ from tune_inat.tables import (
     amount,
     duration,
     ended_line,
+    estimate,
     leaderboard_table,
     number,
 )
 
 DRAW_SECONDS = 0.25  # between two drawings of the trials
 LOG_SECONDS = 10.0  # between two lines about a task, where there is no terminal
+TITLE_WIDTH, STATE_WIDTH, MIN_BAR, MAX_BAR = 28, 46, 6, 30  # columns of a task's line
 LOG_WIDTH = 200  # of tables that do not go to a terminal
 
 Clock = Callable[[], float]
@@ -126,7 +128,7 @@ class Terminal:
             width = self._results.width
             self._print(self._results, leaderboard_table(trials, varied, summary["metric"]["name"], width))
         if len(trials) > MAX_RANKED:
-            self._result(f"and {len(trials) - MAX_RANKED:,} more in {folder / 'trials.csv'}", style="dim")
+            self._result(f"and {len(trials) - MAX_RANKED:,} more", style="dim")
         self._print(self._results, "")
         for trial in trials:
             if trial["status"] == "ERROR":
@@ -135,24 +137,32 @@ class Terminal:
                 )
         self._result(_effort(summary))
         if best is not None:
-            self._result(_best(best), style="bold green")
-            self._labelled("Model", str(folder / best["model"]))
+            score = f"val_accuracy {number(best['val_accuracy'])}"
             self._labelled(
-                "Next", f"python -m tune_inat.predict {shlex.quote(str(folder))} IMAGE_OR_FOLDER..."
+                "Best", f"trial {best['trial_id']}, {score} at epoch {best['epoch']}", "bold green"
             )
+            if best["test_accuracy"] is not None:
+                low, high = best["test_interval"]
+                interval = f"95 % interval {number(low)} to {number(high)}"
+                self._labelled("Test", f"accuracy {number(best['test_accuracy'])}, {interval}")
+            self._labelled("Model", str(folder / best["model"]))
+            command = f"python -m tune_inat.predict {shlex.quote(str(folder))} IMAGE_OR_FOLDER..."
+            self._labelled("Next", command)
+        self._labelled("Table", str(folder / "trials.csv"))
         if sync_line is not None:
             self._labelled("W&B", sync_line)
         if summary["status"] == "INTERRUPTED":
             self._labelled("Go on", summary["command"])
 
-    def _labelled(self, label: str, text: str) -> None:
-        self._print(self._results, Text.assemble((f"{label + ':':<7}", "dim"), _line(text)))
+    def _labelled(self, label: str, text: str, style: str = "") -> None:
+        line = Text.assemble((f"{label + ':':<7}", "dim"), (_line(text), style))
+        self._results.print(line, soft_wrap=True)  # no line break of ours in what will be copied
 
     def _result(self, text: str, style: str = "") -> None:
         self._print(self._results, Text(_line(text), style=style))
 
     def _print(self, console: Console, what: Any) -> None:
-        console.print(what, soft_wrap=not console.is_terminal or isinstance(what, Text | str))
+        console.print(what, soft_wrap=not console.is_terminal)  # lines in a log are whole
 
     def _log(self, work: "_Work", n: int) -> None:
         """Count, and tell of it now and then."""
@@ -164,12 +174,15 @@ class Terminal:
     def _bar(self, work: "_Work") -> Iterator[Advance]:
         """A bar, below those of the tasks that this one is a part of."""
         if self._bars is None:
+            width = self._console.width - TITLE_WIDTH - STATE_WIDTH
             self._bars = Progress(
                 TextColumn(
-                    "{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=32)
+                    "{task.description}",
+                    markup=False,
+                    table_column=Column(no_wrap=True, max_width=TITLE_WIDTH),
                 ),
-                BarColumn(bar_width=24),
-                _WorkColumn(),
+                BarColumn(max(MIN_BAR, min(MAX_BAR, width)), complete_style="cyan"),
+                _StateColumn(table_column=Column(no_wrap=True)),
                 console=self._console,
                 transient=True,
                 redirect_stdout=False,
@@ -274,11 +287,12 @@ class _Work:
         speed = f"{amount(rate, self._unit)}/s"
         if self.total is None:
             return f"{done}, {speed}"
-        left = duration(max(0.0, (self.total - self._done) / rate))
-        return f"{done.removesuffix(self._unit).strip()} of {amount(self.total, self._unit)}, {speed}, {left} left"
+        left = estimate((self.total - self._done) / rate)
+        of_total = f"{done.removesuffix(self._unit).strip()} of {amount(self.total, self._unit)}"
+        return f"{of_total}, {speed}, {left} left"
 
 
-class _WorkColumn(ProgressColumn):
+class _StateColumn(ProgressColumn):
     """The state of the work that a bar shows."""
 
     def render(self, task: Task) -> Text:
@@ -312,13 +326,3 @@ def _effort(summary: Mapping[str, Any]) -> str:
         f"{len(trials):,} trials in {duration(summary['wall_seconds'])}: "
         f"{asked:,} epochs asked for, {trained:,} trained now."
     )
-
-
-def _best(best: Mapping[str, Any]) -> str:
-    accuracy = number(best["val_accuracy"])
-    text = f"Best: trial {best['trial_id']}, val_accuracy {accuracy} at epoch {best['epoch']}"
-    if best["test_accuracy"] is None:
-        return text
-    low, high = best["test_interval"]
-    test = f"test_accuracy {number(best['test_accuracy'])} (95 % interval {low:.4f} to {high:.4f})"
-    return f"{text}, {test}"

@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from tune_inat.distributions import Distribution
+from tune_inat.metrics import is_better
 from tune_inat.objective import Goal
 from tune_inat.plan import PlannedTrial
 from tune_inat.space import SearchSpace
@@ -188,6 +189,7 @@ class FamilySearcher(Searcher):
         self._waiting: list[PlannedTrial] = []
         self._running: dict[str, PlannedTrial] = {}  # by Ray's id
         self._best: dict[str, float] = {}
+        self._last_epoch: dict[str, int] = {}
 
     def suggest(  # type: ignore[override]  # Ray leaves FINISHED out of its types
         self, trial_id: str
@@ -203,19 +205,25 @@ class FamilySearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """An epoch's report."""
-        trial, value = self._running[trial_id], float(result[self.metric])
-        sign = 1.0 if self._goal == "maximize" else -1.0
-        self._best[trial_id] = max(sign * value, self._best.get(trial_id, float("-inf")))
-        self._proposer.on_result(trial, int(result["epoch"]), value)
+        trial, value, epoch = self._running[trial_id], float(result[self.metric]), int(result["epoch"])
+        if epoch <= self._last_epoch.get(trial_id, 0):
+            return
+        self._last_epoch[trial_id] = epoch
+        best = self._best.get(trial_id)
+        if best is None or is_better(value, best, self._goal):
+            self._best[trial_id] = value
+        self._proposer.on_result(trial, epoch, value)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """A trial's end, whatever its reason."""
+        """A trial's end, whatever its reason. Of a report that ended it, Tune tells only here."""
+        if result is not None and self.metric in result and "epoch" in result:
+            self.on_trial_result(trial_id, result)
         trial = self._running.pop(trial_id)
+        self._last_epoch.pop(trial_id, None)
         best = self._best.pop(trial_id, None)
-        sign = 1.0 if self._goal == "maximize" else -1.0
-        self._proposer.on_end(trial, None if error or best is None else sign * best)
+        self._proposer.on_end(trial, None if error else best)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: a search is taken up from its ledger, not from Tune's snapshots."""

@@ -42,19 +42,24 @@ class Standings:
     metric: Metric = DEFAULT_METRIC
     trials: Sequence[LiveTrial] = ()
     best: dict[str, float] = field(default_factory=dict)
-    varied: list[str] = field(default_factory=list)
+    varied: set[str] = field(default_factory=set)
 
     def update(self, trials: Sequence[LiveTrial]) -> None:
         """Take in how trials stand now: those known, in their order, and new ones after them."""
         for trial in trials[len(self.trials) :]:
             first = trials[0].config
-            differing = [name for name, value in trial.config.items() if first.get(name) != value]
-            self.varied += [name for name in differing if name not in self.varied]
+            self.varied |= {name for name, value in first.items() if trial.config.get(name) != value}
         for trial in trials:
             value, known = self.value(trial), self.best.get(trial.trial_id)
             if value is not None and (known is None or self._cost(value) < self._cost(known)):
                 self.best[trial.trial_id] = value
-        self.trials = trials
+        self.trials = tuple(trials)
+
+    @property
+    def varied_names(self) -> list[str]:
+        """The parameters, other than `epochs`, in which trials differ, in the configuration's order."""
+        names = self.trials[0].config if self.trials else ()
+        return [name for name in names if name in self.varied and name != "epochs"]
 
     @property
     def running(self) -> list[LiveTrial]:

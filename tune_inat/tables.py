@@ -16,7 +16,7 @@ MAX_RUNNING = 16  # rows of a live table
 MAX_LEADERS = 3
 MAX_RANKED = 20  # rows of a leaderboard
 MAX_VALUE = 20  # characters of a parameter's value
-EPOCH_BAR, TOTAL_BAR = 12, 24  # columns
+NARROW, MIN_BAR, EPOCH_BAR, TOTAL_BAR = 72, 5, 12, 24  # columns
 GAP = 2  # columns between two columns of a table
 STATUS_STYLES = {"ERROR": "red", "STOPPED": "yellow", "SKIPPED": "dim"}
 TITLES = {"val_accuracy": "val acc"}  # of columns that would be much wider than what is in them
@@ -34,47 +34,53 @@ class LiveTable:
         standings = self._standings
         running, leaders = standings.running, standings.leaders(MAX_LEADERS)
         visible = running[: max(1, min(MAX_RUNNING, console.height - MAX_LEADERS - 6))]
-        yield self._headline(len(running))
+        yield self._headline(len(running), options.max_width)
         if not running and not leaders:
             return
         table = _new_table()
-        table.add_column("trial")
+        table.add_column("trial", no_wrap=True)
+        bar = EPOCH_BAR if options.max_width >= NARROW else MIN_BAR
+        room = options.max_width - (8 + bar + 7 + 9 + 9 + 4 * GAP)
         shown = (*visible, *leaders)
-        room = options.max_width - (8 + EPOCH_BAR + 7 + 9 + 9 + 4 * GAP)
-        names = _fitting({name: [short(t.config[name]) for t in shown] for name in standings.varied}, room)
+        names = _fitting(
+            {name: [short(t.config[name]) for t in shown] for name in standings.varied_names}, room
+        )
         for name in names:
-            table.add_column(name)
-        table.add_column("epochs", width=EPOCH_BAR + 6)
-        table.add_column(_title(standings.metric.name), justify="right")
-        table.add_column("time", justify="right")
+            table.add_column(name, no_wrap=True)
+        table.add_column("epochs", width=bar + 6)
+        table.add_column(_title(standings.metric.name), justify="right", no_wrap=True)
+        table.add_column("time", justify="right", no_wrap=True)
         for trial in visible:
-            table.add_row(*self._row(trial, names, standings.value(trial)))
+            table.add_row(*self._row(trial, names, standings.value(trial), bar))
         if len(running) > len(visible):
-            table.add_row(Text(f"and {len(running) - len(visible):,} more", style="dim"))
+            table.add_row(Text(f"+{len(running) - len(visible):,} more", style="dim"))
         if leaders:
             table.add_row()
-            table.add_row(Text("best so far", style="dim"))
+            table.add_row(Text("best", style="dim"))
         for trial in leaders:
-            table.add_row(*self._row(trial, names, standings.best[trial.trial_id]), style="green")
+            table.add_row(*self._row(trial, names, standings.best[trial.trial_id], bar), style="green")
         yield table
 
-    def _headline(self, n_running: int) -> Table:
+    def _headline(self, n_running: int, width: int) -> Table:
         standings = self._standings
         left = standings.seconds_left(self._elapsed)
         line = Table.grid(padding=(0, GAP, 0, 0))
-        line.add_row(
+        bar = _bar(standings.total, standings.n_done, TOTAL_BAR if width >= NARROW else MIN_BAR)
+        texts = [
             Text("trials", style="bold"),
-            ProgressBar(max(1, standings.total), standings.n_done, width=TOTAL_BAR),
-            f"{standings.n_done:,}/{standings.total:,}",
+            Text(f"{standings.n_done:,}/{standings.total:,}"),
             Text(f"{n_running} running", style="dim"),
-            Text("" if left is None else f"about {duration(left)} left", style="dim"),
-        )
+            Text("" if left is None else f"about {estimate(left)} left", style="dim"),
+        ]
+        for text in texts:
+            text.no_wrap = True
+        line.add_row(texts[0], bar, *texts[1:])
         return line
 
-    def _row(self, trial: LiveTrial, names: Sequence[str], value: float | None) -> list[Any]:
+    def _row(self, trial: LiveTrial, names: Sequence[str], value: float | None, bar: int) -> list[Any]:
         done, asked = epochs_done(trial), epochs_asked(trial)
         epochs = Table.grid(padding=(0, 1, 0, 0))
-        epochs.add_row(ProgressBar(asked, done, width=EPOCH_BAR), f"{done}/{asked}")
+        epochs.add_row(_bar(asked, done, bar), f"{done}/{asked}")
         return [
             Text(printable(trial.trial_id)),
             *(Text(short(trial.config[name])) for name in names),
@@ -92,10 +98,10 @@ def ended_line(standings: Standings, trial: LiveTrial, elapsed: float) -> str:
     said = [f"{status} after {done} of {asked} epochs", duration(trial.seconds)]
     if best is not None:
         said.insert(1, f"{standings.metric.name} {number(best)}")
-    said += [f"{name} {short(trial.config[name])}" for name in standings.varied if name != "epochs"]
+    said += [f"{name} {short(trial.config[name])}" for name in standings.varied_names]
     left = standings.seconds_left(elapsed)
     if left is not None and standings.n_done < standings.total:
-        said.append(f"about {duration(left)} left")
+        said.append(f"about {estimate(left)} left")
     return f"{standings.n_done}/{standings.total} trials: {trial.trial_id} {', '.join(said)}"
 
 
@@ -142,6 +148,13 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
+def estimate(seconds: float) -> str:
+    """A time that is not known so well: `12 s`, `4 min`, `2 h`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 90 * 60 else f"{round(seconds / 3600)} h"
+
+
 def amount(n: float, unit: str) -> str:
     """A count with its unit; bytes in the power of 1,000 that suits them."""
     if unit != "bytes":
@@ -163,9 +176,14 @@ def short(value: Any) -> str:
     return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 3]}..."
 
 
+def _bar(total: int, done: int, width: int) -> ProgressBar:
+    return ProgressBar(max(1, total), done, width=width, complete_style="cyan", finished_style="green")
+
+
 def _new_table() -> Table:
+    """A table whose columns are `GAP` apart; the box draws one of these."""
     return Table(
-        box=box.SIMPLE_HEAD, padding=(0, GAP, 0, 0), pad_edge=False, show_edge=False, header_style="dim"
+        box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim"
     )
 
 

@@ -251,7 +251,7 @@ def _probe(backbone: Backbone, graph: Graph | None, image_size: int) -> dict[str
             reason = str(error).split("\n", 1)[0]
             raise BackboneError(
                 f"model {backbone.name}: it does not take images of {image_size} x {image_size} pixels "
-                f"({reason}). Its weights were made for {backbone.image_size}."
+                f"({reason})."
             ) from error
     logits = steps[OUTPUT].value
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
