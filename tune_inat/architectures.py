@@ -165,14 +165,16 @@ def _packaged_file() -> Path:
 def _find_classifiers(model: nn.Module) -> tuple[str, ...]:
     """The paths of the layers that give the logits.
 
-    timm's models say where they are; some have two and average them (distilled transformers). Elsewhere it
-    is the last one to be registered.
+    timm's models say where they are; some have two and average them (distilled transformers, VOLO).
+    Elsewhere it is the last one to be registered.
     """
     layers = {path: layer for path, layer in model.named_modules() if is_classifier(layer)}
     ask = getattr(model, "get_classifier", None)
     if ask is not None:
         named = ask()
-        parts = named if isinstance(named, tuple | list) else (named,)
+        parts = [*named] if isinstance(named, tuple | list) else [named]
+        listed = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+        parts += [model.get_submodule(path) for path in ((listed,) if isinstance(listed, str) else listed)]
         inside = {id(module) for part in parts for module in part.modules()}
         found = [
             path

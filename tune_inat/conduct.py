@@ -281,6 +281,7 @@ class _Conductor:
             notes=space.description,
             run_config={"search": self._folder.name, "data": self._inputs.data.name},
             varied=tuple(space.parameters),
+            excludes=("rung_metric",),
         )
 
     # ---- the results

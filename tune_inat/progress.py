@@ -29,7 +29,7 @@ from tune_inat.tables import (
     number,
 )
 
-DRAW_SECONDS = 0.25  # between two drawings of the trials
+DRAW_SECONDS = 0.5  # between two drawings of the trials; each takes 13 ms of a core that could train
 LOG_SECONDS = 10.0  # between two lines about a task, where there is no terminal
 TITLE_WIDTH, STATE_WIDTH, MIN_BAR, MAX_BAR = 28, 46, 6, 30  # columns of a task's line
 LOG_WIDTH = 200  # of tables that do not go to a terminal
@@ -64,7 +64,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """One line for the user."""
-        self._print(self._console, _line(text))
+        self._print(self._console, Text(_line(text)))
 
     def warn(self, text: str) -> None:
         """One line that the user should not miss."""
@@ -190,6 +190,7 @@ class Terminal:
             self._bars.start()
         bars = self._bars
         bar = bars.add_task(work.title, total=work.total, work=work)
+        bars.refresh()
 
         def advance(n: int) -> None:
             work.advance(n)
@@ -205,7 +206,7 @@ class Terminal:
 
 
 class TrialBoard:
-    """Shows trials: at most four times a second as a table, or each that has ended as a line."""
+    """Shows trials: at most twice a second as a table, or each that has ended as a line."""
 
     def __init__(
         self,
@@ -234,7 +235,8 @@ class TrialBoard:
             for trial in trials:
                 if trial.status in ENDED and trial.trial_id not in self._told:
                     self._told.add(trial.trial_id)
-                    self._say(ended_line(self._standings, trial, now - self._started))
+                    n_done = self._standings.n_earlier + len(self._told)
+                    self._say(ended_line(self._standings, trial, n_done, now - self._started))
 
 
 class _Work:

@@ -19,6 +19,7 @@ MAX_VALUE = 20  # characters of a parameter's value
 NARROW, MIN_BAR, EPOCH_BAR, TOTAL_BAR = 72, 5, 12, 24  # columns
 GAP = 2  # columns between two columns of a table
 STATUS_STYLES = {"ERROR": "red", "STOPPED": "yellow", "SKIPPED": "dim"}
+DROPPED_WHEN_NARROW = ("time", "#", "val loss", "status")
 TITLES = {"val_accuracy": "val acc"}  # of columns that would be much wider than what is in them
 
 
@@ -40,14 +41,15 @@ class LiveTable:
         table = _new_table()
         table.add_column("trial", no_wrap=True)
         bar = EPOCH_BAR if options.max_width >= NARROW else MIN_BAR
-        room = options.max_width - (8 + bar + 7 + 9 + 9 + 4 * GAP)
+        room = options.max_width - (8 + bar + 5 + 8 + 9 + 5 * GAP)
         shown = (*visible, *leaders)
         names = _fitting(
             {name: [short(t.config[name]) for t in shown] for name in standings.varied_names}, room
         )
         for name in names:
             table.add_column(name, no_wrap=True)
-        table.add_column("epochs", width=bar + 6)
+        table.add_column("epochs", width=bar)
+        table.add_column("", no_wrap=True)
         table.add_column(_title(standings.metric.name), justify="right", no_wrap=True)
         table.add_column("time", justify="right", no_wrap=True)
         for trial in visible:
@@ -79,19 +81,18 @@ class LiveTable:
 
     def _row(self, trial: LiveTrial, names: Sequence[str], value: float | None, bar: int) -> list[Any]:
         done, asked = epochs_done(trial), epochs_asked(trial)
-        epochs = Table.grid(padding=(0, 1, 0, 0))
-        epochs.add_row(_bar(asked, done, bar), f"{done}/{asked}")
         return [
             Text(printable(trial.trial_id)),
             *(Text(short(trial.config[name])) for name in names),
-            epochs,
-            number(value),
-            duration(trial.seconds),
+            _bar(asked, done, bar),
+            Text(f"{done}/{asked}"),
+            Text(number(value)),
+            Text(duration(trial.seconds)),
         ]
 
 
-def ended_line(standings: Standings, trial: LiveTrial, elapsed: float) -> str:
-    """One line about a trial that has ended, for a log."""
+def ended_line(standings: Standings, trial: LiveTrial, n_done: int, elapsed: float) -> str:
+    """One line about a trial that has ended as the `n_done`th, for a log."""
     done, asked = epochs_done(trial), epochs_asked(trial)
     status = "STOPPED" if trial.status == "TERMINATED" and done < asked else trial.status
     best = standings.best.get(trial.trial_id)
@@ -100,9 +101,9 @@ def ended_line(standings: Standings, trial: LiveTrial, elapsed: float) -> str:
         said.insert(1, f"{standings.metric.name} {number(best)}")
     said += [f"{name} {short(trial.config[name])}" for name in standings.varied_names]
     left = standings.seconds_left(elapsed)
-    if left is not None and standings.n_done < standings.total:
+    if left is not None and n_done < standings.total:
         said.append(f"about {estimate(left)} left")
-    return f"{standings.n_done}/{standings.total} trials: {trial.trial_id} {', '.join(said)}"
+    return f"{n_done}/{standings.total} trials: {trial.trial_id} {', '.join(said)}"
 
 
 def leaderboard_table(
@@ -122,8 +123,12 @@ def leaderboard_table(
     parameters = {
         name: [short(trial["config"][name]) for trial in ranked] for name in varied if name != "epochs"
     }
-    names = _fitting(parameters, width - sum(_width(title, column) + GAP for title, column in cells.items()))
-    order = ["#", "trial", *names, *(title for title in cells if title not in ("#", "trial"))]
+    for title in DROPPED_WHEN_NARROW:
+        if _total_width(cells) > width and title != _title(metric):
+            del cells[title]
+    names = _fitting(parameters, width - _total_width(cells))
+    order = [title for title in cells if title in ("#", "trial")]
+    order += [*names, *(title for title in cells if title not in order)]
     table = _new_table()
     for title in order:
         is_text = title in (*names, "trial", "status")
@@ -131,7 +136,8 @@ def leaderboard_table(
     for index, trial in enumerate(ranked):
         style = "bold green" if index == 0 and trial["status"] != "ERROR" else ""
         row = [Text((cells | parameters)[title][index]) for title in order]
-        row[order.index("status")].stylize(STATUS_STYLES.get(trial["status"], ""))
+        if "status" in order:
+            row[order.index("status")].stylize(STATUS_STYLES.get(trial["status"], ""))
         table.add_row(*row, style=style)
     return table
 
@@ -198,6 +204,10 @@ def _epochs(trial: Mapping[str, Any]) -> str:
 
 def _width(title: str, column: Sequence[str]) -> int:
     return max(len(title), *(len(cell) for cell in column)) if column else len(title)
+
+
+def _total_width(columns: Mapping[str, Sequence[str]]) -> int:
+    return sum(_width(title, column) + GAP for title, column in columns.items()) - GAP
 
 
 def _fitting(columns: Mapping[str, Sequence[str]], room: int) -> list[str]:

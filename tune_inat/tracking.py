@@ -12,10 +12,10 @@ from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
+import wandb
 from ray.air.integrations.wandb import WandbLoggerCallback
 from ray.tune.result import AUTO_RESULT_KEYS, DEBUG_METRICS
 
-import wandb
 from tune_inat.wandb_writer import DONE, FAILED, Patience, RunStart, RunWriter, SearchRecord
 
 Mode = Literal["online", "offline", "disabled"]
@@ -56,6 +56,7 @@ class WandbTracker(WandbLoggerCallback):
             that is started again continues its runs.
         run_config: settings of the search, beside the trial's parameters in each run's config.
         varied: the parameters to name a run by.
+        excludes: numbers in Tune's results that are no metrics.
     """
 
     def __init__(
@@ -70,9 +71,10 @@ class WandbTracker(WandbLoggerCallback):
         notes: str | None = None,
         run_config: Mapping[str, Any] | None = None,
         varied: Sequence[str] = (),
+        excludes: Sequence[str] = (),
         patience: Patience = DEFAULT_PATIENCE,
     ) -> None:
-        super().__init__(project=project, group=group)
+        super().__init__(project=project, group=group, excludes=list(excludes))
         self._search = SearchRecord(folder.absolute(), project, entity, group, tuple(tags), notes)
         self._is_online = mode == "online"
         self._run_config = dict(run_config or {})
@@ -117,7 +119,11 @@ class WandbTracker(WandbLoggerCallback):
         """Write the row of an epoch."""
         self.log_trial_start(trial)
         if "epoch" in result:
-            row = {name: _plain(value) for name, value in result.items() if _is_metric(name, value)}
+            row = {
+                name: _plain(value)
+                for name, value in result.items()
+                if name not in self.excludes and _is_metric(name, value)
+            }
             work = partial(RunWriter.add_row, run_id=self._run_id(trial), epoch=int(result["epoch"]), row=row)
             self._put(work)
 
@@ -125,7 +131,8 @@ class WandbTracker(WandbLoggerCallback):
         """Nothing: checkpoints stay in the search's own storage."""
 
     def log_trial_end(self, trial: TrialLike, failed: bool = False) -> None:
-        """Close the trial's run."""
+        """Close the trial's run; a trial may fail before it has started."""
+        self.log_trial_start(trial)
         run_id = self._run_id(trial)
         self._open.discard(run_id)
         self._put(partial(RunWriter.end, run_id=run_id, exit_code=FAILED if failed else DONE))
@@ -154,7 +161,7 @@ class WandbTracker(WandbLoggerCallback):
 
 
 def _is_metric(name: str, value: Any) -> bool:
-    return name not in BOOKKEEPING and isinstance(value, Real | np.bool_)
+    return name not in BOOKKEEPING and isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _plain(value: Any) -> float:

@@ -71,6 +71,7 @@ class _Run:
         earlier: the run's folders from before this process.
         exit_code: with which the run ended in an earlier search.
         stays_offline: rows of it wait on disk, and `wandb sync` must send the rest after them.
+        is_online: whether it was last opened, or tried to be, online.
         handle: W&B's own run while it is open.
     """
 
@@ -80,6 +81,7 @@ class _Run:
     exit_code: int | None
     stays_offline: bool
     rows: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    is_online: bool = False
     handle: Any = None
 
 
@@ -94,11 +96,12 @@ class RunWriter:
     themselves.
 
     Attributes:
-        problems: what went wrong, for the user, each said once.
+        problems: what went wrong, for the user; of each kind the first.
     """
 
     def __init__(self, search: SearchRecord, *, is_online: bool, patience: Patience) -> None:
         self.problems: list[str] = []
+        self._said: set[str] = set()
         self._search = search
         self._is_online = is_online
         self._patience = patience
@@ -124,7 +127,7 @@ class RunWriter:
         self._must_hurry.set()
         self._thread.join(LAST_SECONDS)
         if self._thread.is_alive():
-            self._say("W&B did not close all runs in time; the rows they had are on disk.")
+            self._say("late", "W&B did not close all runs in time; the rows they had are on disk.")
 
     # What `put` takes. After a failure each is called again.
 
@@ -163,8 +166,8 @@ class RunWriter:
         if run.handle is None:
             self._open(run)
         status = _status(run, exit_code)
-        run.handle.summary.update({**_best_and_last(run.rows), "status": status})
-        run.handle.summary.update({"stopped_early": status == "STOPPED"})
+        ending = {"status": status, "stopped_early": status == "STOPPED"}
+        run.handle.summary.update({**_best_and_last(run.rows), **ending})
         run.handle.tags = (*self._search.tags, status)
         run.handle.finish(exit_code=exit_code)
         self._ended.append(Path(run.handle.sync_dir, f"run-{run_id}.wandb"))
@@ -197,11 +200,14 @@ class RunWriter:
     # The thread, and how it recovers.
 
     def _serve(self) -> None:
+        self._do(self._silence)
+        while (work := self._work.get()) is not None:
+            self._do(work)
+
+    def _silence(self) -> None:
         logging.getLogger("wandb").setLevel(logging.CRITICAL)
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else its retries print, and delay the exit
         wandb.setup(wandb.Settings(silent=True))
-        while (work := self._work.get()) is not None:
-            self._do(work)
 
     def _do(self, work: Callable[[], None]) -> None:
         while not self._has_given_up:
@@ -220,19 +226,20 @@ class RunWriter:
         self._restarts += 1
         if self._restarts > MAX_RESTARTS:
             self._has_given_up = True
-            self._say(f"W&B keeps failing ({reason}): nothing more is written for it.")
+            self._say("broken", f"W&B keeps failing ({reason}): nothing more is written for it.")
             return
-        was_online, self._is_online = self._is_online, False
+        was_online = self._is_online or any(run.is_online for run in self._runs.values())
+        self._is_online = False
         try:
-            self._restart(was_online)
+            self._restart()
         except Exception as again:  # noqa: BLE001  as in `_do`
             self._recover(again)
         if was_online:
-            self._say(f"W&B cannot be reached ({reason}): its runs stay on disk from here on.")
+            self._say("unreachable", f"W&B cannot be reached ({reason}): its runs stay on disk from here on.")
         elif not self._has_given_up:
-            self._say(f"W&B's process failed ({reason}) and was started anew.")
+            self._say("restarted", f"W&B's process failed ({reason}) and was started anew.")
 
-    def _restart(self, was_online: bool) -> None:
+    def _restart(self) -> None:
         """End W&B's process and open the open runs in a new one. (Runs that others have open end, too.)"""
         try:
             wandb.teardown()  # also frees the id of a run that could not be opened
@@ -240,7 +247,7 @@ class RunWriter:
             logger.debug("W&B's process did not end well", exc_info=error)
         wandb.setup(wandb.Settings(silent=True))
         for run in list(self._runs.values()):
-            if was_online:  # what it holds is written again, whole
+            if run.is_online:  # what was begun online is written again, whole
                 for folder in self._folders_of(run.start.id) - run.earlier:
                     shutil.rmtree(folder, ignore_errors=True)
             run.known = read_recorded(self._search.folder, run.start.id).epochs
@@ -252,8 +259,8 @@ class RunWriter:
     def _open(self, run: _Run) -> None:
         if self._must_hurry.is_set() and self._is_online:
             self._is_online = False
-            self._say("W&B is slower than the search: its last runs stay on disk.")
-        is_online = self._is_online and not run.stays_offline
+            self._say("slow", "W&B is slower than the search: its last runs stay on disk.")
+        run.is_online = self._is_online and not run.stays_offline
         run.handle = None
         run.handle = wandb.init(
             id=run.start.id,
@@ -265,12 +272,12 @@ class RunWriter:
             tags=self._search.tags,
             notes=self._search.notes,
             dir=self._search.folder,
-            mode="online" if is_online else "offline",
+            mode="online" if run.is_online else "offline",
             resume="allow",
             reinit="create_new",
-            settings=self._settings(is_online),
+            settings=self._settings(run.is_online),
         )
-        if is_online:  # the server knows best what it has
+        if run.is_online:  # the server knows best what it has
             run.known = set(range(run.handle.starting_step)) if run.handle.resumed else set()
         run.handle.define_metric("*", step_metric="epoch")
         for name, goal in GOALS.items():
@@ -306,8 +313,10 @@ class RunWriter:
     def _folders_of(self, run_id: str) -> set[Path]:
         return set(self._search.folder.glob(f"wandb/*run-*-{run_id}*"))
 
-    def _say(self, problem: str) -> None:
-        if problem not in self.problems:
+    def _say(self, kind: str, problem: str) -> None:
+        """Note a problem, the first of its kind."""
+        if kind not in self._said:
+            self._said.add(kind)
             self.problems.append(problem)
 
 

@@ -215,4 +215,4 @@ def _is_under(name: str, paths: Collection[str]) -> bool:
 
 def _some(names: Collection[str]) -> str:
     shown = ", ".join(list(names)[:LISTED])
-    return shown if len(names) <= LISTED else f"{shown}, ..."
+    return shown if len(names) <= LISTED else f"{shown} and {len(names) - LISTED} more"
