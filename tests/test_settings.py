@@ -29,3 +29,8 @@ def test_argument_and_override_of_one_parameter_are_refused() -> None:
 @pytest.mark.parametrize(("given", "meant"), [("auto", "auto"), ("0.5", 0.5), ("2", 2.0)])
 def test_gpus_are_a_number_or_auto(given: str, meant: float | str) -> None:
     assert make_settings(gpus_per_trial=given).gpus_per_trial == meant
+
+
+def test_storage_elsewhere_is_refused_not_taken_for_a_folder() -> None:
+    with pytest.raises(UserError, match="a local folder"):
+        make_settings(storage="s3://bucket/runs")

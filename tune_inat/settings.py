@@ -25,7 +25,7 @@ class SearchSettings(BaseModel):
     weights: str | None = Field(None, description="default, none, or a file")
     image_size: int | None = Field(None, ge=16, le=4096, description="side of the square images in pixels")
     name: str | None = Field(None, min_length=1, description="the search's name: its folder in --storage")
-    storage: str = Field("runs", min_length=1, description="folder of the results, local or s3://, gs://")
+    storage: str = Field("runs", min_length=1, description="local folder of the searches' folders")
     seed: int | None = Field(None, ge=0, lt=2**32, description="seed of the split and of all that is drawn")
     trials: int | None = Field(None, ge=1, description="how many trials at most")
     max_hours: float | None = Field(None, gt=0, description="hours after which the search ends")
@@ -78,10 +78,20 @@ def make_settings(**arguments: Any) -> SearchSettings:
         UserError: names every argument that does not exist or cannot have its value.
     """
     try:
-        return SearchSettings(**arguments)
+        settings = SearchSettings(**arguments)
     except ValidationError as error:
         problems = {str(item["loc"][0]): _problem(item) for item in error.errors()}  # one for each argument
         raise UserError(list(problems.values())) from error
+    problem = _storage_problem(settings)
+    if problem is not None:
+        raise UserError(problem)
+    return settings
+
+
+def _storage_problem(settings: SearchSettings) -> str | None:
+    if "://" not in settings.storage:
+        return None
+    return f"--storage {settings.storage}: results are written to a local folder. Copy it there afterwards."
 
 
 def _problem(item: Mapping[str, Any]) -> str:
