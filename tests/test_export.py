@@ -75,3 +75,13 @@ def test_weights_of_another_model_are_refused(
     (hostile_path / WEIGHTS_FILE).write_bytes((saved[0] / WEIGHTS_FILE).read_bytes())
     with pytest.raises(UserError, match="not the model's weights"):
         load_classifier(hostile_path)
+
+
+def test_network_trained_at_another_size_than_its_own_comes_back(hostile_path: Path) -> None:
+    name = "timm/vit_tiny_patch16_224"
+    backbone = load_backbone(name, weights="none", n_classes=3, seed=5, image_size=64)
+    config = ModelConfig(name, CLASSES, 64, backbone.mean, backbone.std, "abc", 2, {})
+    save_classifier(hostile_path, backbone, config, {"data": "photos"})
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(load_classifier(hostile_path).network(images), backbone.model(images))

@@ -72,7 +72,13 @@ def load_classifier(folder: Path) -> Classifier:
         UserError: there is no such model, or it is torn.
     """
     config = _read_config(folder)
-    backbone = load_backbone(config.model, weights="none", n_classes=len(config.classes), seed=0)
+    backbone = load_backbone(
+        config.model,
+        weights="none",
+        n_classes=len(config.classes),
+        seed=0,
+        image_size=config.image_size,
+    )
     try:
         backbone.model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
