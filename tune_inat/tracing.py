@@ -162,7 +162,7 @@ class Traced:
         return self._measured[image_size]
 
     def _sort_out(self, steps: "dict[str, _Step]") -> "_Measured":
-        """Of all steps the crossings that can be kept: an image a row, not overwritten by what follows."""
+        """Of all steps those before the head at which one tensor crosses, in both modes, that can be kept."""
         flops = list(steps.values())[-1].flops // PROBE_IMAGES
         if self._graph is None:
             names: Collection[str] = [INPUT]
@@ -176,11 +176,10 @@ class Traced:
             names = [name for name in names if name in also]
         kept = {}
         for name in names:
-            value, version, done = steps[name].value, steps[name].version, steps[name].flops
-            if not isinstance(value, Tensor) or not value.is_floating_point() or value._version != version:
-                continue
-            if value.ndim > 1 and value.shape[0] == PROBE_IMAGES:
-                kept[name] = Crossing(tuple(value.shape[1:]), value.dtype, done // PROBE_IMAGES)
+            step = steps[name]
+            if isinstance(step.value, Tensor) and (name == INPUT or _can_be_kept(step.value, step.version)):
+                shape = tuple(step.value.shape[1:])
+                kept[name] = Crossing(shape, step.value.dtype, step.flops // PROBE_IMAGES)
         return _Measured(kept, flops)
 
 
@@ -210,6 +209,12 @@ class _Step:
     value: object  # what the step gave; tensors without data
     version: int  # of a tensor then: it grows when a later step overwrites it
     flops: int  # so far, for all images
+
+
+def _can_be_kept(value: Tensor, version: int) -> bool:
+    """Whether a value holds numbers, an image a row, that no later step overwrote."""
+    is_by_image = value.ndim > 1 and value.shape[0] == PROBE_IMAGES
+    return is_by_image and value.is_floating_point() and value._version == version
 
 
 class _Probe(fx.Interpreter):
