@@ -15,10 +15,10 @@ FLOORS = """
 errors config meter objective wording distributions yaml_lines disk
 sweep_schema sweep parameters sweep_report space
 store settings runs rows ledger metrics pictures augment folders download archive
-remote contents audit origins
+remote contents audit origins standings tables progress
 images data
 recipe weights architectures backbone freeze graph tracing
-states standings tables progress wandb_files wandb_writer tracking
+states wandb_files wandb_writer tracking
 features sources results export predict
 plan workbench trial precision inputs outcome
 cluster searchers tuning
@@ -28,7 +28,7 @@ ORDER = FLOORS.split()
 ROOMS = {
     "ray": {"cluster", "searchers", "tuning", "tracking"},
     "wandb": {"tracking", "wandb_writer", "wandb_files"},
-    "rich": {"progress", "tables", "sweep_report", "space", "data", "audit"},
+    "rich": {"progress", "tables", "sweep_report", "space", "audit"},
     "optuna": {"searchers"},
 }
 

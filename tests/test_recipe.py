@@ -1,11 +1,13 @@
 """How a trial trains: schedules, optimizers, losses and draws, held against torch's own."""
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from tune_inat.config import TrialConfig
 from tune_inat.recipe import (
@@ -34,27 +36,25 @@ def test_warm_up_is_linear_and_ends_at_the_peak() -> None:
     assert rates[8:] == [1.0] * 4
 
 
-def test_cosine_agrees_with_torch() -> None:
-    parameter = nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=1.0)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
-    expected = []
-    for _ in range(20):
-        expected.append(optimizer.param_groups[0]["lr"])
+def torch_rates(make: Callable[[torch.optim.Optimizer], LRScheduler], n_steps: int) -> list[float]:
+    """The learning rate that torch's own scheduler has at each step."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = make(optimizer)
+    rates = []
+    for _ in range(n_steps):
+        rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
+    return rates
+
+
+def test_cosine_agrees_with_torch() -> None:
+    expected = torch_rates(lambda optimizer: CosineAnnealingLR(optimizer, T_max=20), 20)
     assert factors(TrialConfig(epochs=5, schedule="cosine"), 4) == pytest.approx(expected, abs=1e-6)
 
 
 def test_onecycle_agrees_with_torch() -> None:
-    parameter = nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=1.0)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=20)
-    expected = []
-    for _ in range(20):
-        expected.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
+    expected = torch_rates(lambda optimizer: OneCycleLR(optimizer, max_lr=1.0, total_steps=20), 20)
     assert factors(TrialConfig(epochs=5, schedule="onecycle"), 4) == pytest.approx(expected, abs=1e-6)
 
 

@@ -28,6 +28,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "a block by name": {"freeze": "layer3"},
     "linear probe": {"freeze": 1.0},
     "depthwise convolutions": {"model": "timm/mobilenetv3_small_050", "freeze": 0.6},
+    "windows": {"model": "swin_t", "freeze": 0.6, "image_size": 64, "epochs": 1},
     "transformer": {"model": "timm/vit_tiny_patch16_224", "freeze": 0.5},
     "dropout": {"freeze": 0.8, "dropout": 0.5},
     "views": {"freeze": 0.8, "augment": "light", "views": 3},

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ from tune_inat.objective import Metric
 from tune_inat.plan import TrialNamer, complete_config, longest_trial
 from tune_inat.progress import Terminal
 from tune_inat.results import (
+    Effort,
     TestResult,
     TrialResult,
     best_of,
@@ -46,16 +47,6 @@ if TYPE_CHECKING:
 
 VERSIONED = ("tune_inat", "torch", "torchvision", "timm", "ray", "optuna", "wandb", "numpy", "pillow")
 DEFAULT_PROJECT = "tune_inat"
-
-
-@dataclass
-class Effort:
-    """What this run of the command did itself; the rest was there already."""
-
-    epochs_trained: int = 0
-    prefix_images: int = 0
-    pixels_decoded: int = 0
-    is_interrupted: bool = False
 
 
 def conduct_search(
@@ -107,7 +98,9 @@ class _Conductor:
         """Run what is left, then write the results; returns the summary."""
         for notice in (*self._inputs.space.notices, *self._inputs.data.notices):
             self._terminal.say(notice)
-        n_left = self._inputs.plan.n_trials - self._n_finished()
+        n_left = max(
+            0, self._inputs.plan.n_trials - self._n_finished()
+        )  # fewer may be asked for than there are
         self._terminal.say(self._what_is_left(n_left))
         if n_left > 0:
             self._run_trials(n_left)
@@ -129,6 +122,13 @@ class _Conductor:
         if self._inputs.space.method == "bayes":
             return len(finished)
         return sum(trial.trial_id in finished for trial in self._inputs.plan.trials)
+
+    def _planned_epochs(self) -> int | None:
+        """The epochs to train for all trials with an empty cache; of bayes nobody knows."""
+        plan = self._inputs.plan
+        if not plan.trials:
+            return None
+        return plan.epochs_to_train if self._settings.reuse else plan.epochs_asked
 
     def _what_is_left(self, n_left: int) -> str:
         plan = self._inputs.plan
@@ -169,17 +169,14 @@ class _Conductor:
                     longest=longest_trial(space, self._inputs.fixed),
                     max_seconds=None if settings.max_hours is None else settings.max_hours * 3600,
                 )
-                done = run_trials(
+                run_trials(
                     run,
                     self._proposer(n_left),
+                    effort=self._effort,
                     ledger=self._ledger,
                     observer=board.update,
                     callbacks=[tracker] if tracker is not None else [],
                 )
-        self._effort.epochs_trained = done.epochs_trained
-        self._effort.prefix_images += done.prefix_images
-        self._effort.pixels_decoded += done.pixels_decoded
-        self._effort.is_interrupted = done.is_interrupted
         for problem in tracker.problems if tracker is not None else ():
             self._terminal.warn(problem)
 
@@ -340,9 +337,7 @@ class _Conductor:
                 "prefix_images": effort.prefix_images,
                 "pixels_decoded": effort.pixels_decoded,
             },
-            "planned": {
-                "epochs": inputs.plan.epochs_to_train if inputs.settings.reuse else inputs.plan.epochs_asked
-            },
+            "planned": {"epochs": self._planned_epochs()},
             "measured": {"seconds": round(wall_seconds, 3), "epochs": effort.epochs_trained},
             "wall_seconds": round(wall_seconds, 3),
             "wandb_sync": sync_line(self._folder),

@@ -3,8 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -17,8 +16,9 @@ from tune_inat.contents import hash_files
 from tune_inat.disk import make_folder
 from tune_inat.errors import DataError, run_command
 from tune_inat.folders import ImageFolder, LabelledFile, Part, read_folder, shown
-from tune_inat.meter import Advance, Meter, SilentMeter
+from tune_inat.meter import Meter, SilentMeter
 from tune_inat.origins import INATURALIST, Archive, locate
+from tune_inat.progress import Terminal
 from tune_inat.store import default_root, hash_of
 
 HELD_OUT = 0.2  # of each class for test, then of the rest for val
@@ -214,7 +214,7 @@ def main(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The seed of the split.")] = 0,
 ) -> None:
     """Audit a data set: its classes, images and split. Ends with 2 where a search would refuse it."""
-    meter = _Bars() if sys.stderr.isatty() else SilentMeter()
+    meter = Terminal() if sys.stderr.isatty() else SilentMeter()
     try:
         folder = find_images(source, cache=default_root(), meter=meter)
     except DataError as error:
@@ -235,21 +235,6 @@ def main(
         )
     if problems:
         raise DataError(problems)
-
-
-class _Bars:
-    """A meter that draws a bar on stderr, gone when its task is done."""
-
-    @contextmanager
-    def task(self, title: str, total: int | None, unit: str) -> Iterator[Advance]:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
-
-        amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), amount)
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(shown(title), total=total)
-            yield lambda amount: progress.advance(task, amount)
 
 
 def _try_split(

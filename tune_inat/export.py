@@ -6,12 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tune_inat.backbone import Backbone, load_backbone
+from tune_inat.backbone import Backbone, Normalize, load_backbone
 from tune_inat.errors import UserError, printable
 from tune_inat.store import write_atomically
 
@@ -41,7 +40,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network in eval mode, from images (n, 3, S, S) float32, normalised, to logits (n, K)."""
+    """A network in eval mode, from pixels (n, 3, S, S) uint8, R, G, B, to logits (n, K)."""
 
     config: ModelConfig
     network: nn.Module
@@ -83,7 +82,8 @@ def load_classifier(folder: Path) -> Classifier:
         backbone.model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(f"{folder / WEIGHTS_FILE}: these are not the model's weights ({error}).") from error
-    return Classifier(config, backbone.model.eval())
+    network = nn.Sequential(Normalize(config.mean, config.std), backbone.model)
+    return Classifier(config, network.eval())
 
 
 def _read_config(folder: Path) -> ModelConfig:
@@ -111,13 +111,6 @@ def _read_config(folder: Path) -> ModelConfig:
 def _channels(values: Any) -> tuple[float, float, float]:
     red, green, blue = (float(value) for value in values)
     return red, green, blue
-
-
-def normalise(images: Tensor, config: ModelConfig) -> Tensor:
-    """Images (n, S, S, 3) uint8 as the network takes them: (n, 3, S, S) float32."""
-    mean = torch.tensor(config.mean, device=images.device)
-    std = torch.tensor(config.std, device=images.device)
-    return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
 def _card(config: ModelConfig, metrics: Mapping[str, Any]) -> str:

@@ -316,7 +316,3 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122  # names by the thousand
-
-
-def _known_suffixes() -> str:
-    return " ".join(sorted(IMAGE_SUFFIXES))

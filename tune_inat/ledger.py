@@ -90,15 +90,15 @@ class Ledger:
         self._records = {}
         if not self._path.exists():
             return self._records
-        whole = []
-        for line in self._path.read_bytes().split(b"\n"):
+        content, whole = self._path.read_bytes(), []
+        for line in content.split(b"\n"):
             try:
                 event = json.loads(line)
                 self._apply(event)
             except (ValueError, KeyError, TypeError):
                 continue  # torn by a kill: the trial reports it again
             whole.append(line)
-        if whole and not self._path.read_bytes().endswith(b"\n"):
+        if whole and not content.endswith(b"\n"):
             self._path.write_bytes(b"\n".join(whole) + b"\n")
         return self._records
 

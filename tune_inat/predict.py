@@ -60,7 +60,7 @@ def predict_files(
             batch = paths[start : start + batch_size]
             decoded = list(pool.map(decode_one, batch))
             images = [pixels for pixels in decoded if not isinstance(pixels, str)]
-            probabilities = iter(_probabilities(network, images, classifier, device) if images else ())
+            probabilities = iter(_probabilities(network, images, device) if images else ())
             for path, pixels in zip(batch, decoded, strict=True):
                 if isinstance(pixels, str):
                     yield Prediction(path, (), pixels)
@@ -68,13 +68,11 @@ def predict_files(
                     yield Prediction(path, _rank(next(probabilities), classifier.config.classes, top))
 
 
-def _probabilities(network: Any, images: Sequence[Any], classifier: "Classifier", device: Any) -> Any:
+def _probabilities(network: Any, images: Sequence[Any], device: Any) -> Any:
     """Probabilities (n, K) float32 of decoded images."""
     import torch
 
-    from tune_inat.export import normalise
-
-    batch = normalise(torch.from_numpy(np.stack(images)).to(device), classifier.config)
+    batch = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)
     return network(batch).float().softmax(dim=1).cpu().numpy()
 
 

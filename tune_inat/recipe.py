@@ -46,11 +46,6 @@ def batches(order: Tensor, batch_size: int) -> list[Tensor]:
     return parts
 
 
-def count_steps(n_images: int, batch_size: int) -> int:
-    """The number of steps in an epoch."""
-    return len(batches(torch.arange(n_images), batch_size))
-
-
 def learning_rate_factor(config: TrialConfig, step: int, steps_per_epoch: int) -> float:
     """The learning rate at a step (counted from 0 over the whole trial) as a share of the peak."""
     epoch = (step + 1) / steps_per_epoch  # reached with this step

@@ -61,6 +61,16 @@ class TrialResult:
         }
 
 
+@dataclass
+class Effort:
+    """What a run of the command did itself; the rest was there already."""
+
+    epochs_trained: int = 0
+    prefix_images: int = 0
+    pixels_decoded: int = 0
+    is_interrupted: bool = False
+
+
 @dataclass(frozen=True)
 class TestResult:
     """How the best trial does on the test images. The interval is Wilson's, at 95 %."""

@@ -62,16 +62,17 @@ class FamilyStates:
         self._write(self._optimizer_file(epoch), optimizer)
         self._write(self._weights_file(epoch), weights)
 
-    def append(self, row: Row, did: Mapping[str, Any]) -> None:
-        """Record an epoch. It must be the next one, or one that is recorded already."""
+    def append(self, row: Row, did: Mapping[str, Any]) -> tuple[Row, ...]:
+        """Record an epoch: the next one, or one that is recorded already. Returns all on record."""
         rows = self.record().rows
         epoch = int(row["epoch"])
         if epoch <= len(rows):
-            return
+            return rows
         assert epoch == len(rows) + 1, f"epoch {epoch} cannot follow epoch {len(rows)}"
-        kept = [*rows, row]
+        kept = (*rows, row)
         content = {"rows": kept, "did": dict(did), "checksum": hash_of(kept)}
         write_atomically(self.folder / RECORD_FILE, json.dumps(content).encode())
+        return kept
 
     def resumable_epoch(self, up_to: int) -> int:
         """The last epoch, at most `up_to`, with weights and optimizer on the disk; 0 if there is none."""

@@ -18,7 +18,6 @@ from tune_inat.recipe import (
     Optimizer,
     batches,
     class_weights,
-    count_steps,
     draw_epoch,
     draw_mix,
     training_loss,
@@ -130,8 +129,7 @@ def _train_onwards(
     for epoch in range(first + 1, last + 1):
         row = trainer.train_epoch(epoch, is_interrupted)
         states.save(epoch, trainer.weights(), trainer.optimizer_state())
-        states.append(row, trainer.did)
-        rows = states.record().rows[:epoch]
+        rows = states.append(row, trainer.did)[:epoch]
         goal, metric = bench.job.goal, bench.job.metric
         best = {int(best_row(rows[:horizon], metric, goal)["epoch"]) for horizon in horizons}
         states.prune(resume_epochs={epoch}, weight_epochs=best)
@@ -154,7 +152,6 @@ class Trainer:
         weights = class_weights(config, labels, len(bench.job.data.classes))
         self._class_weights = None if weights is None else weights.to(self._device)
         self._optimizer = Optimizer(config, self.network.trainable, self.network.block_of)
-        self._steps_per_epoch = count_steps(len(labels), config.batch_size)
 
     @property
     def did(self) -> dict[str, Any]:

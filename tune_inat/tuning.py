@@ -21,6 +21,7 @@ from tune_inat.errors import EXIT_INTERRUPTED
 from tune_inat.ledger import Ledger, RungEntry, Status
 from tune_inat.metrics import is_better
 from tune_inat.plan import PlannedTrial
+from tune_inat.results import Effort
 from tune_inat.rows import Row
 from tune_inat.searchers import FamilySearcher, PlannedProposer, Proposer, tune_mode
 from tune_inat.sweep import EarlyStopping
@@ -76,37 +77,28 @@ class TrialRun:
     max_seconds: float | None
 
 
-@dataclass
-class Done:
-    """What the trials of a run did themselves, and whether the run was interrupted."""
-
-    epochs_trained: int = 0
-    prefix_images: int = 0
-    pixels_decoded: int = 0
-    is_interrupted: bool = False
-
-
 def run_trials(
     run: TrialRun,
     proposer: Proposer,
     *,
+    effort: Effort,
     ledger: Ledger,
     observer: Callable[[Sequence[LiveTrial]], None],
     callbacks: Sequence[tune.Callback],
-) -> Done:
+) -> None:
     """Run trials until there are no more, or time is up, or Ctrl-C.
 
     Args:
+        effort: is added what the trials do, and told if they were interrupted.
         observer: is given all trials that have started, several times a second.
         callbacks: more of Tune's callbacks (W&B).
     """
     job, devices = run.job, run.devices
-    done = Done()
     with tempfile.TemporaryDirectory(prefix="tune_inat-") as scratch:
         stop_file = Path(scratch) / "stop"
         scheduler = _make_scheduler(run, ledger)
         deadline = None if run.max_seconds is None else time.monotonic() + run.max_seconds
-        watcher = _Watcher(ledger, scheduler, observer, done, is_over=lambda: _is_over(deadline, stop_file))
+        watcher = _Watcher(ledger, scheduler, observer, effort, is_over=lambda: _is_over(deadline, stop_file))
         share = WorkerShare(job, run.horizons, run.early_stopping, stop_file, scratch)
         trainable = tune.with_resources(
             tune.with_parameters(_train, share=share),
@@ -131,8 +123,7 @@ def run_trials(
         )
         with _prompt_interrupt(stop_file):
             tuner.fit()
-        done.is_interrupted = stop_file.exists()
-    return done
+        effort.is_interrupted = stop_file.exists()
 
 
 def _is_over(deadline: float | None, stop_file: Path) -> bool:
@@ -258,14 +249,14 @@ class _Watcher(tune.Callback):
         ledger: Ledger,
         scheduler: Any,
         observer: Callable[[Sequence[LiveTrial]], None],
-        done: Done,
+        effort: Effort,
         *,
         is_over: Callable[[], bool],
     ) -> None:
         self._ledger = ledger
         self._scheduler = scheduler
         self._observer = observer
-        self._done = done
+        self._effort = effort
         self._is_over = is_over
         self._started: dict[str, float] = {}
         self._ended: dict[str, float] = {}
@@ -285,9 +276,9 @@ class _Watcher(tune.Callback):
         row = {name: result[name] for name in ROW_NAMES}
         trained, did, work = result["trained"], result["did"], result["work"]
         self._ledger.epoch(trial.config["trial_id"], row, trained=trained, did=did)
-        self._done.epochs_trained += int(trained)
-        self._done.prefix_images += work["prefix_images"]
-        self._done.pixels_decoded += work["pixels_decoded"]
+        self._effort.epochs_trained += int(trained)
+        self._effort.prefix_images += work["prefix_images"]
+        self._effort.pixels_decoded += work["pixels_decoded"]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself, or was stopped: by the scheduler, or because the search is over."""
