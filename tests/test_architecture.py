@@ -15,13 +15,13 @@ FLOORS = """
 errors config meter objective wording distributions yaml_lines disk
 sweep_schema sweep parameters sweep_report space
 store settings runs rows ledger metrics pictures augment folders download archive
-remote contents audit origins standings tables progress
+remote contents audit devices cuts origins standings tables progress
 images data
-recipe weights architectures backbone freeze graph tracing
+recipe weights architectures backbone freeze graph convolutions tracing
 states wandb_files wandb_writer tracking
 features sources results export predict
-plan workbench trial precision inputs outcome
-cluster searchers tuning
+plan workbench probe figures forecast trial precision inputs outcome
+cluster searchers tuning preparation
 conduct search
 """
 ORDER = FLOORS.split()

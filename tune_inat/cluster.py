@@ -1,15 +1,15 @@
-"""Ray itself: a session of it, quiet, and how its devices are shared out over trials."""
+"""Ray itself: a session of it, quiet, and what it has."""
 
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from tune_inat.devices import Cluster
 from tune_inat.errors import ResourceError
 
 # Measured on 2 cores with Ray 2.60, these take Tune's start from 5 s to 1.5 s and its
@@ -26,25 +26,6 @@ QUIET_RAY = {
 }
 WORKER_ENVIRONMENT = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "30"}
 OBJECT_STORE_BYTES = 256 * 2**20  # Ray carries a search's description only; images and weights are on disk
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What Ray has."""
-
-    n_cpus: int
-    n_gpus: int
-
-
-@dataclass(frozen=True)
-class Devices:
-    """What the trials of a search run on."""
-
-    n_cpus: int
-    n_gpus: int
-    cpus_per_trial: int
-    gpus_per_trial: float
-    max_concurrent: int
 
 
 def quiet_ray() -> None:
@@ -114,37 +95,3 @@ def _why_no_ray(address: str | None, error: BaseException) -> BaseException:
     if address is None:
         return error
     return ResourceError(f"--address {address}: no Ray cluster answers there ({error}). Is it up?")
-
-
-def share_devices(
-    cluster: Cluster,
-    *,
-    n_trials: int,
-    cpus_per_trial: int | None,
-    gpus_per_trial: float | None,
-    max_concurrent: int | None,
-) -> Devices:
-    """The devices of each trial and how many run at a time.
-
-    Args:
-        gpus_per_trial: `None` is automatic: a whole GPU where there is one.
-
-    Raises:
-        ResourceError: what is asked for can never be there.
-    """
-    gpus = gpus_per_trial if gpus_per_trial is not None else float(cluster.n_gpus > 0)
-    problems = []
-    if gpus > cluster.n_gpus or (gpus > 1 and gpus != int(gpus)):
-        problems.append(
-            f"--gpus-per-trial {gpus:g}: there are {cluster.n_gpus} GPUs. A trial takes a share (0.25), "
-            "or whole GPUs, or 0 to run on the CPU."
-        )
-    if cpus_per_trial is not None and cpus_per_trial > cluster.n_cpus:
-        problems.append(f"--cpus-per-trial {cpus_per_trial}: there are {cluster.n_cpus} CPU cores.")
-    if problems:
-        raise ResourceError(problems)
-    by_gpu = int(cluster.n_gpus / gpus + 1e-9) if gpus else n_trials
-    wanted = max(1, min(n_trials, by_gpu, max_concurrent or n_trials))
-    cpus = cpus_per_trial or max(1, cluster.n_cpus // min(wanted, cluster.n_cpus))
-    concurrent = max(1, min(wanted, cluster.n_cpus // cpus))
-    return Devices(cluster.n_cpus, cluster.n_gpus, cpus, gpus, concurrent)

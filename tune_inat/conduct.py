@@ -7,13 +7,13 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tune_inat.config import TrialConfig
+from tune_inat.disk import size_of
 from tune_inat.inputs import Inputs, open_store, read_inputs
 from tune_inat.ledger import Ledger, TrialRecord
 from tune_inat.objective import Metric
@@ -36,17 +36,31 @@ from tune_inat.results import (
 )
 from tune_inat.runs import find_run_folder, held
 from tune_inat.settings import SearchSettings
-from tune_inat.store import Store
+from tune_inat.store import Store, default_root
 from tune_inat.wandb_files import sync_line
 
 if TYPE_CHECKING:
-    from tune_inat.cluster import Devices
+    from tune_inat.forecast import Forecast
+    from tune_inat.preparation import Preparation
     from tune_inat.searchers import Proposer
     from tune_inat.tracking import WandbTracker
-    from tune_inat.workbench import Job, Workbench
+    from tune_inat.workbench import Workbench
 
 VERSIONED = ("tune_inat", "torch", "torchvision", "timm", "ray", "optuna", "wandb", "numpy", "pillow")
 DEFAULT_PROJECT = "tune_inat"
+
+
+def foresee_search(settings: SearchSettings, terminal: Terminal) -> dict[str, Any]:
+    """The plan of a search, or of what is left of it, in figures: see `Forecast`.
+
+    Raises:
+        UserError: whatever is wrong with the settings, the inputs or the machine.
+    """
+    with ExitStack() as stack:
+        inputs, folder = _open(settings, terminal, stack)
+        return _Conductor(
+            inputs, folder, Ledger(folder), terminal, started=time.monotonic(), bytes_before=0
+        ).foresee()
 
 
 def conduct_search(
@@ -64,25 +78,44 @@ def conduct_search(
         UserError: whatever is wrong with the settings, the inputs or the machine.
     """
     with ExitStack() as stack:
-        store = open_store(settings)
-        if not settings.reuse:  # nothing from earlier searches, nothing for later ones
-            store = Store(Path(stack.enter_context(TemporaryDirectory(prefix="tune_inat-"))))
-        inputs = read_inputs(settings, terminal, store)
-        identity = json.loads(json.dumps(inputs.identity()))
-        proposed = f"{Path(inputs.space.source).stem}-{inputs.data.name}"
-        folder = find_run_folder(Path(settings.storage), settings.name, proposed, identity)
-        stack.enter_context(held(folder, identity))
+        bytes_before = size_of(default_root()) if settings.reuse else 0
+        inputs, folder = _open(settings, terminal, stack)
+        stack.enter_context(held(folder, _identity(inputs)))
         ledger = Ledger(folder)
         if not settings.reuse:
             ledger.forget()
-        return folder, _Conductor(inputs, folder, ledger, terminal, started).run()
+        conductor = _Conductor(inputs, folder, ledger, terminal, started=started, bytes_before=bytes_before)
+        return folder, conductor.run()
+
+
+def _open(settings: SearchSettings, terminal: Terminal, stack: ExitStack) -> tuple[Inputs, Path]:
+    """The inputs of a search and its folder, which need not be there yet."""
+    store = open_store(settings)
+    if not settings.reuse:  # nothing from earlier searches, nothing for later ones
+        store = Store(Path(stack.enter_context(TemporaryDirectory(prefix="tune_inat-"))))
+    inputs = read_inputs(settings, terminal, store)
+    proposed = f"{Path(inputs.space.source).stem}-{inputs.data.name}"
+    return inputs, find_run_folder(Path(settings.storage), settings.name, proposed, _identity(inputs))
+
+
+def _identity(inputs: Inputs) -> dict[str, Any]:
+    """What makes a search this one, as its folder keeps it."""
+    identity: dict[str, Any] = json.loads(json.dumps(inputs.identity()))
+    return identity
 
 
 class _Conductor:
     """One run of the command on a search's folder."""
 
     def __init__(
-        self, inputs: Inputs, folder: Path, ledger: Ledger, terminal: Terminal, started: float
+        self,
+        inputs: Inputs,
+        folder: Path,
+        ledger: Ledger,
+        terminal: Terminal,
+        *,
+        started: float,
+        bytes_before: int,
     ) -> None:
         self._inputs = inputs
         self._settings = inputs.settings
@@ -91,19 +124,19 @@ class _Conductor:
         self._ledger = ledger
         self._terminal = terminal
         self._started = started
-        self._effort = Effort(pixels_decoded=inputs.pixels.n_decoded)
+        self._effort = Effort(pixels_decoded=0 if inputs.pixels is None else inputs.pixels.n_decoded)
         self._bench: Workbench | None = None  # of this process; heavy to import, so only when it is needed
+        self._forecast: Forecast | None = None
+        self._bytes_before = bytes_before
 
     def run(self) -> dict[str, Any]:
         """Run what is left, then write the results; returns the summary."""
-        for notice in (*self._inputs.space.notices, *self._inputs.data.notices):
-            self._terminal.say(notice)
-        n_left = max(
-            0, self._inputs.plan.n_trials - self._n_finished()
-        )  # fewer may be asked for than there are
-        self._terminal.say(self._what_is_left(n_left))
+        self._say_notices()
+        n_left = self._n_left()
         if n_left > 0:
             self._run_trials(n_left)
+        else:
+            self._terminal.say(f"All {self._inputs.plan.n_trials} trials are done already.")
         ranked = leaderboard(self._results(), self._metric.name, self._metric.goal)
         best = best_of(ranked)
         test = None if best is None else self._export(best)
@@ -115,7 +148,26 @@ class _Conductor:
         )
         return summary
 
+    def foresee(self) -> dict[str, Any]:
+        """The plan of what is left, as JSON; nothing is trained or written but what was measured for it."""
+        from tune_inat.cluster import ray_session
+        from tune_inat.preparation import START_SECONDS, this_machine
+
+        self._say_notices()
+        if self._settings.address is None:
+            cluster = this_machine()
+        else:
+            with ray_session(self._settings.address) as wait_for_cluster:
+                cluster = wait_for_cluster()
+        preparation = self._prepare(max(1, self._n_left()))
+        forecast, _ = preparation.foresee(cluster, seconds_so_far=START_SECONDS)
+        return forecast.to_json()
+
     # ---- the trials
+
+    def _say_notices(self) -> None:
+        for notice in (*self._inputs.space.notices, *self._inputs.data.notices):
+            self._terminal.say(notice)
 
     def _n_finished(self) -> int:
         finished = self._ledger.finished()
@@ -123,41 +175,53 @@ class _Conductor:
             return len(finished)
         return sum(trial.trial_id in finished for trial in self._inputs.plan.trials)
 
-    def _planned_epochs(self) -> int | None:
-        """The epochs to train for all trials with an empty cache; of bayes nobody knows."""
-        plan = self._inputs.plan
-        if not plan.trials:
-            return None
-        return plan.epochs_to_train if self._settings.reuse else plan.epochs_asked
+    def _n_left(self) -> int:
+        """Trials that are not done. Fewer may be asked for than there are."""
+        return max(0, self._inputs.plan.n_trials - self._n_finished())
 
-    def _what_is_left(self, n_left: int) -> str:
-        plan = self._inputs.plan
-        if n_left == 0:
-            return f"All {plan.n_trials} trials are done already."
-        done = f", {plan.n_trials - n_left} of them done" if n_left < plan.n_trials else ""
-        if not plan.trials:
-            return f"{plan.n_trials} trials{done}."
-        epochs = f"{plan.epochs_asked} epochs asked for"
-        if self._settings.reuse:
-            epochs += f", at most {plan.epochs_to_train} to train"
-        return f"{plan.n_trials} trials{done}: {epochs}."
+    def _prepare(self, n_left: int) -> "Preparation":
+        """The preparation of the trials that are left, once it is known that they can run."""
+        from tune_inat.preparation import Preparation
+
+        finished = self._ledger.finished()
+        left = [trial for trial in self._inputs.plan.trials if trial.trial_id not in finished]
+        preparation = Preparation(
+            self._inputs, self._open_bench(), left, n_left=n_left, n_finished=self._n_finished()
+        )
+        for notice in preparation.check():
+            self._terminal.warn(notice)
+        return preparation
+
+    def _open_bench(self) -> "Workbench":
+        """The workbench of this process."""
+        if self._bench is None:
+            from tune_inat.preparation import open_bench, this_machine
+
+            asked = self._settings.gpus_per_trial
+            gpus = float(this_machine().n_gpus > 0) if asked == "auto" else asked
+            self._bench = open_bench(self._inputs, self._terminal, gpus_per_trial=gpus)
+        return self._bench
 
     def _run_trials(self, n_left: int) -> None:
-        """Start Ray, compute what trials share, run the trials."""
-        from tune_inat.cluster import ray_session, share_devices
+        """Start Ray, say the plan, compute what trials share, run the trials."""
+        from tune_inat.cluster import ray_session
 
         settings, space = self._settings, self._inputs.space
         with ray_session(settings.address) as cluster:
             from tune_inat.tuning import TrialRun, run_trials  # torch, while Ray starts
 
-            devices = share_devices(
-                cluster(),
-                n_trials=n_left,
-                cpus_per_trial=settings.cpus_per_trial,
-                gpus_per_trial=None if settings.gpus_per_trial == "auto" else settings.gpus_per_trial,
-                max_concurrent=settings.max_concurrent,
+            preparation = self._prepare(n_left)
+            self._forecast, devices = preparation.foresee(
+                cluster(), seconds_so_far=time.monotonic() - self._started
             )
-            job = self._prepare(self._open_bench(devices))
+            self._terminal.plan_in_short(self._forecast.to_json())
+            bench = self._open_bench()
+            if settings.address is None:  # on other machines, trials compute what they miss
+                preparation.compute()
+            work = bench.take_work()
+            self._effort.prefix_images += work.prefix_images
+            self._effort.pixels_decoded += work.pixels_decoded
+            job = bench.job
             tracker = self._tracker()
             with self._terminal.trials(self._inputs.plan.n_trials, self._n_finished(), self._metric) as board:
                 run = TrialRun(
@@ -179,64 +243,6 @@ class _Conductor:
                 )
         for problem in tracker.problems if tracker is not None else ():
             self._terminal.warn(problem)
-
-    def _open_bench(self, devices: "Devices | None") -> "Workbench":
-        """The workbench of this process, and with it the job that all trials get."""
-        if self._bench is not None:
-            return self._bench
-        import torch
-
-        from tune_inat.precision import choose_precision
-        from tune_inat.workbench import Job, open_driver_bench
-
-        gpus = devices.gpus_per_trial if devices is not None else float(torch.cuda.is_available())
-        job = Job(
-            store=self._inputs.store,
-            data=self._inputs.data,
-            files=self._inputs.files,
-            precision="fp32",
-            device="cuda" if gpus > 0 and self._settings.gpus_per_trial != 0 else "cpu",
-            reuse=self._settings.reuse,
-            metric=self._metric.name,
-            goal=self._metric.goal,
-            n_threads=1 if devices is None else devices.cpus_per_trial,
-            memory_fraction=gpus if 0 < gpus < 1 else None,
-        )
-        bench = open_driver_bench(job, self._terminal)
-        config = self._first_config()
-        precision = choose_precision(
-            self._settings.precision,
-            bench.device,
-            self._inputs.store,
-            model=config.model,
-            image_size=config.image_size,
-            network=lambda: bench.whole(config),
-        )
-        bench.job = replace(job, precision=precision)
-        self._bench = bench
-        return bench
-
-    def _first_config(self) -> TrialConfig:
-        """Some configuration of the search, to find out about its model."""
-        if self._inputs.plan.trials:
-            return self._inputs.plan.trials[0].config
-        point = {name: spread.ppf(0.5) for name, spread in self._inputs.space.parameters.items()}
-        return complete_config(point, self._inputs.fixed)
-
-    def _prepare(self, bench: "Workbench") -> "Job":
-        """Compute, with all of this machine, what the frozen layers give; trials then only read it.
-
-        Trials that are not known beforehand, or run on other machines, compute what they miss.
-        """
-        finished = self._ledger.finished()
-        left = [trial.config for trial in self._inputs.plan.trials if trial.trial_id not in finished]
-        if self._settings.address is None:
-            for notice in bench.prepare(left or [self._first_config()]):
-                self._terminal.warn(notice)
-        work = bench.take_work()
-        self._effort.prefix_images += work.prefix_images
-        self._effort.pixels_decoded += work.pixels_decoded
-        return bench.job
 
     def _proposer(self, n_left: int) -> "Proposer":
         from tune_inat.searchers import OptunaProposer, PlannedProposer
@@ -283,6 +289,18 @@ class _Conductor:
 
     # ---- the results
 
+    def _planned(self) -> dict[str, Any]:
+        """What the plan said of this run of the command; nulls where nothing was left to run."""
+        forecast = self._forecast
+        if forecast is None:
+            return {"seconds": None, "epochs": 0, "bytes": 0}
+        return {
+            "seconds": round(forecast.seconds["total"], 1),
+            "epochs": forecast.epochs_to_train,
+            "bytes": forecast.disk["total"],
+            "plan": forecast.to_json(),
+        }
+
     def _results(self) -> list[TrialResult]:
         """All trials of the plan, also those that did not come to run; of bayes, all that were proposed."""
         records = self._ledger.records()
@@ -302,7 +320,7 @@ class _Conductor:
             return recorded_test(earlier)
         from tune_inat.outcome import export_best
 
-        bench = self._open_bench(None)
+        bench = self._open_bench()
         with self._terminal.task("Testing and exporting the best model", None, ""):
             return export_best(self._folder, bench, best, data_name=self._inputs.data.name)
 
@@ -337,8 +355,12 @@ class _Conductor:
                 "prefix_images": effort.prefix_images,
                 "pixels_decoded": effort.pixels_decoded,
             },
-            "planned": {"epochs": self._planned_epochs()},
-            "measured": {"seconds": round(wall_seconds, 3), "epochs": effort.epochs_trained},
+            "planned": self._planned(),
+            "measured": {
+                "seconds": round(wall_seconds, 3),
+                "epochs": effort.epochs_trained,
+                "bytes": max(0, size_of(inputs.store.root) - self._bytes_before),
+            },
             "wall_seconds": round(wall_seconds, 3),
             "wandb_sync": sync_line(self._folder),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tune_inat.errors import ResourceError
@@ -37,6 +37,23 @@ def check_room(folder: Path, n_bytes: int, what: str) -> None:
             f"{folder}: {n_bytes / 1e9:,.2f} GB are needed for {what} and {n_free / 1e9:,.2f} GB are free. "
             "Make room, or move the cache to a larger disk."
         )
+
+
+def reserve(path: Path) -> None:
+    """Take the whole file's room on the disk now: a full disk under a memory map kills the process."""
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def size_of(folder: Path) -> int:
+    """The bytes of all files in a folder and below; 0 if there is none."""
+    sizes = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # removed by another process since
+                sizes += os.lstat(os.path.join(parent, name)).st_size  # noqa: PTH118  # many files
+    return sizes
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from tune_inat.disk import check_room, reserve, writing
 from tune_inat.meter import Meter
 from tune_inat.store import Store, hash_of, write_atomically
 
@@ -148,7 +149,12 @@ def _compute(
         rows = torch.arange(start, min(start + BATCH_SIZE, n_rows))
         part = as_stored(run_frozen(network, source.take(rows), precision))
         if array is None:
-            array = np.lib.format.open_memmap(path, mode="w+", dtype=stored, shape=(n_rows, *part.shape[1:]))
+            check_room(folder, n_rows * part[0].nbytes, "the activations of the frozen layers")
+            with writing(path):
+                array = np.lib.format.open_memmap(
+                    path, mode="w+", dtype=stored, shape=(n_rows, *part.shape[1:])
+                )
+                reserve(path)
         array[start : start + len(part)] = part
         unflushed += part.nbytes
         advance(len(part))

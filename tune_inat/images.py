@@ -2,8 +2,7 @@
 
 import json
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tune_inat.augment import Augment, draw_view, draws_of
-from tune_inat.disk import check_room, writing
+from tune_inat.disk import check_room, reserve, writing
 from tune_inat.errors import DataError
 from tune_inat.meter import Meter
 from tune_inat.pictures import UnreachableImage, UnreadableImage, read_picture, strict_pillow
@@ -152,6 +151,11 @@ def load_pixels(
     )
 
 
+def has_pixels(store: Store, contents: Iterable[str], *, size: int, view: View | None = None) -> bool:
+    """Whether the store has the decoded images of these contents, whole."""
+    return store.has(KIND, pixels_key(sorted(contents), size=size, view=view))
+
+
 def pixels_key(contents: Sequence[str], *, size: int, view: View | None = None) -> str:
     """The store's key for the pixels of these contents. It changes with the decoder, so with Pillow."""
     from PIL import __version__ as pillow_version
@@ -222,7 +226,7 @@ class _Decoding:
         check_room(self.folder, math.prod(shape), "the decoded images")
         with writing(path):
             pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-            _reserve(path)
+            reserve(path)
         return pixels, 0, {}
 
     def _record(self, pixels: PixelMap, n_done: int, unreadable: dict[str, str]) -> None:
@@ -234,10 +238,3 @@ class _Decoding:
 def _read_index(folder: Path) -> tuple[int, dict[str, str]]:
     index = json.loads((folder / INDEX_FILE).read_bytes())
     return index["n_done"], index["unreadable"]
-
-
-def _reserve(path: Path) -> None:
-    """Take the whole file's room on the disk now: a full disk under a memory map kills the process."""
-    if hasattr(os, "posix_fallocate"):  # not on macOS
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tune_inat.config import TrialConfig
 from tune_inat.data import DataSet, find_images, split_images
-from tune_inat.images import Pixels, load_pixels
+from tune_inat.images import Pixels, has_pixels, load_pixels
 from tune_inat.meter import Meter
 from tune_inat.plan import SearchPlan, check_early_stopping, longest_trial, make_plan
 from tune_inat.settings import SearchSettings
@@ -20,14 +20,17 @@ BYTES_PER_GB = 10**9
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a search works on. `files` says where the image of each content lies."""
+    """What a search works on.
+
+    `files` says where the image of each content lies; `pixels` is `None` where they are not decoded yet.
+    """
 
     settings: SearchSettings
     space: SearchSpace
     fixed: Mapping[str, Any]
     store: Store
     files: Mapping[str, Path]
-    pixels: Pixels
+    pixels: Pixels | None
     data: DataSet
     plan: SearchPlan
 
@@ -54,6 +57,8 @@ def seed_of(fixed: Mapping[str, Any]) -> int:
 def read_inputs(settings: SearchSettings, meter: Meter, store: Store) -> Inputs:
     """Read and check all inputs, decoding the images unless the store has them.
 
+    A dry run does not decode: it takes every image for readable.
+
     Raises:
         UserError: whatever is wrong with them.
     """
@@ -63,17 +68,15 @@ def read_inputs(settings: SearchSettings, meter: Meter, store: Store) -> Inputs:
     check_early_stopping(space, longest_trial(space, fixed))
     folder = find_images(settings.data, cache=store.root, meter=meter)
     files = {file.content: file.path for file in folder.files}
-    pixels = load_pixels(
-        store,
-        files,
-        size=_first_image_size(space, fixed),
-        n_workers=len(os.sched_getaffinity(0)),
-        meter=meter,
-    )
+    size = _first_image_size(space, fixed)
+    pixels = None
+    if not settings.dry_run or has_pixels(store, files, size=size):
+        n_workers = len(os.sched_getaffinity(0))
+        pixels = load_pixels(store, files, size=size, n_workers=n_workers, meter=meter)
     data = split_images(
         folder,
-        row_of=pixels.row_of,
-        unreadable=pixels.unreadable,
+        row_of={name: row for row, name in enumerate(sorted(files))} if pixels is None else pixels.row_of,
+        unreadable={} if pixels is None else pixels.unreadable,
         seed=seed_of(fixed),
         skip_bad_images=settings.skip_bad_images,
     )

@@ -94,6 +94,15 @@ def make_plan(space: SearchSpace, fixed: Mapping[str, Any], *, n_trials: int | N
     return SearchPlan(len(trials), trials)
 
 
+def representative_plan(
+    space: SearchSpace, fixed: Mapping[str, Any], *, n_trials: int, seed: int
+) -> SearchPlan:
+    """So many random trials of a space: what to reckon with where nobody knows what will be proposed."""
+    namer = TrialNamer()
+    points = _sample(space, n_trials, seed)
+    return SearchPlan(n_trials, tuple(namer.name(complete_config(point, fixed)) for point in points))
+
+
 def complete_config(point: Mapping[str, Any], fixed: Mapping[str, Any]) -> TrialConfig:
     """A trial's configuration from a point of the space and the values that all trials share."""
     return TrialConfig(**{**fixed, **point})

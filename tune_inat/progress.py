@@ -27,6 +27,8 @@ from tune_inat.tables import (
     estimate,
     leaderboard_table,
     number,
+    plan_lines,
+    plan_tables,
 )
 
 DRAW_SECONDS = 0.5  # between two drawings of the trials; each takes 13 ms of a core that could train
@@ -105,6 +107,25 @@ class Terminal:
             board = TrialBoard(standings, self._clock, draw=lambda table: live.update(table, refresh=True))
             board.update([])
             yield board
+
+    def plan_in_short(self, plan: Mapping[str, Any]) -> None:
+        """What a search is about to do, in a few lines; `plan` is a `Forecast` as JSON."""
+        for line in plan_lines(plan):
+            self.say(line)
+        for notice in plan["notices"]:
+            self.warn(notice)
+
+    def plan(self, plan: Mapping[str, Any]) -> None:
+        """The whole plan, as a result: what is shared, then time, memory and disk."""
+        self._result(plan_lines(plan)[0], "bold")
+        for table in plan_tables(plan, self._results.width):
+            self._print(self._results, "")
+            self._print(self._results, table)
+        self._print(self._results, "")
+        for line in plan_lines(plan)[-1:]:
+            self._result(line)
+        for notice in plan["notices"]:
+            self.warn(notice)
 
     def closing(
         self,

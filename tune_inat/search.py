@@ -5,11 +5,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tune_inat.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, run_command
+from tune_inat.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, UserError, run_command
 from tune_inat.progress import Terminal
 from tune_inat.settings import SearchSettings, make_settings
 
@@ -56,7 +57,26 @@ def search(space: str = "grid", **arguments: Any) -> SearchResult:
     Raises:
         UserError: whatever is wrong with the arguments or the inputs.
     """
-    return _run(make_settings(space=space, **arguments), Terminal())
+    settings = make_settings(space=space, **arguments)
+    if settings.dry_run:
+        raise UserError("search(dry_run=True): call plan_search(...), which returns the plan.")
+    return _run(settings, Terminal())
+
+
+def plan_search(space: str = "grid", **arguments: Any) -> dict[str, Any]:
+    """The plan of a search, as `--dry-run --json` prints it: what is shared, time, memory and disk.
+
+    Raises:
+        UserError: whatever is wrong with the arguments or the inputs.
+    """
+    return _foresee(make_settings(space=space, dry_run=True, **arguments), Terminal())
+
+
+def _foresee(settings: SearchSettings, terminal: Terminal) -> dict[str, Any]:
+    terminal.say(f"Plan of search space {settings.space} on {settings.data}")
+    from tune_inat.conduct import foresee_search
+
+    return foresee_search(settings, terminal)
 
 
 def _run(settings: SearchSettings, terminal: Terminal) -> SearchResult:
@@ -98,27 +118,48 @@ def main(
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SET_HELP)] = None,
     reuse: Annotated[bool, _option("reuse", "--reuse/--no-reuse")] = True,
     cache_gb: Annotated[float | None, _option("cache_gb")] = None,
+    dry_run: Annotated[bool, _option("dry_run", "--dry-run")] = False,
     skip_bad_images: Annotated[bool, _option("skip_bad_images", "--skip-bad-images")] = False,
     wandb: Annotated[str | None, _option("wandb")] = None,
     wandb_project: Annotated[str | None, _option("wandb_project")] = None,
     address: Annotated[str | None, _option("address")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print summary.json alone on stdout")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print summary.json, or the plan, alone on stdout")
+    ] = False,
 ) -> None:
     """Find the best classifier that fine-tuning can give for a folder of labelled images."""
     from tune_inat.space import parse_settings
 
     arguments = {key: value for key, value in context.params.items() if key in SearchSettings.model_fields}
     settings = make_settings(**{**arguments, "overrides": parse_settings(overrides or [])})
-    result = _run(settings, Terminal(quiet_stdout=as_json))
+    terminal = Terminal(quiet_stdout=as_json)
+    if settings.dry_run:
+        printed = _foresee(settings, terminal)
+        if not as_json:
+            terminal.plan(printed)
+        code = EXIT_DONE
+    else:
+        printed = _run(settings, terminal).summary
+        code = exit_code(printed)
     if as_json:
-        sys.stdout.write(json.dumps(result.summary, indent=2) + "\n")
-    raise typer.Exit(exit_code(result.summary))
+        sys.stdout.write(json.dumps(printed, indent=2) + "\n")
+    raise typer.Exit(code)
 
 
 def exit_code(summary: dict[str, Any]) -> int:
     """0 when every trial came to its end, 1 when one failed, 130 when the search was interrupted."""
     return {"DONE": EXIT_DONE, "FAILURES": EXIT_FAILED, "INTERRUPTED": EXIT_INTERRUPTED}[summary["status"]]
 
+
+class _CallableModule(ModuleType):
+    """This module, which is what `from tune_inat import search` gives: calling it calls its function."""
+
+    def __call__(self, space: str = "grid", **arguments: Any) -> SearchResult:
+        """See `search`."""
+        return search(space, **arguments)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
     run_command(app)

@@ -15,6 +15,7 @@ from tune_inat.standings import LiveTrial, Standings, epochs_asked, epochs_done
 MAX_RUNNING = 16  # rows of a live table
 MAX_LEADERS = 3
 MAX_RANKED = 20  # rows of a leaderboard
+MAX_CUTS = 4  # named in a line
 MAX_VALUE = 20  # characters of a parameter's value
 NARROW, MIN_BAR, EPOCH_BAR, TOTAL_BAR = 72, 5, 12, 24  # columns
 GAP = 2  # columns between two columns of a table
@@ -140,6 +141,74 @@ def leaderboard_table(
             row[order.index("status")].stylize(STATUS_STYLES.get(trial["status"], ""))
         table.add_row(*row, style=style)
     return table
+
+
+def plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    """A plan in three lines at most: the trials, what their frozen layers leave behind, what all takes."""
+    n, n_finished = plan["n_trials"], plan["n_finished"]
+    done = f", {n_finished:,} of them done" if n_finished else ""
+    like = "like so many random ones" if plan["is_representative"] else f"{plan['n_families']:,} families"
+    lines = [
+        f"{n:,} trials{done} ({like}): {plan['epochs_asked']:,} epochs asked for, "
+        f"{plan['epochs_to_train']:,} to train."
+    ]
+    reads = {(cut["model"], cut["reads"]): cut["n_bytes"] for cut in plan["cuts"] if cut["n_bytes"]}
+    if reads:
+        shown = [f"{printable(name)} ({amount(size, 'bytes')})" for (_, name), size in reads.items()]
+        more = f" and {len(shown) - MAX_CUTS:,} more" if len(shown) > MAX_CUTS else ""
+        lines.append(f"Frozen layers run once, up to {', '.join(shown[:MAX_CUTS])}{more}.")
+    devices = plan["devices"]
+    share = f"{devices['cpus_per_trial']:,} cores" if devices["cpus_per_trial"] > 1 else "one core"
+    if devices["gpus_per_trial"]:
+        share = f"{devices['gpus_per_trial']:g} GPUs and {share}"
+    at_a_time = devices["max_concurrent"]
+    trials = (
+        f"{at_a_time:,} trials at a time with {share} each"
+        if at_a_time > 1
+        else f"One trial at a time with {share}"
+    )
+    lines.append(
+        f"{trials}, {plan['precision']}: about {estimate(plan['seconds']['total'])}, "
+        f"{amount(plan['memory']['total'], 'bytes')} of memory, at most "
+        f"{amount(plan['disk']['total'], 'bytes')} of disk."
+    )
+    return lines
+
+
+def plan_tables(plan: Mapping[str, Any], width: int) -> list[Table]:
+    """What a plan says of the cuts, and of time, memory and disk."""
+    cuts = _new_table()
+    models = {cut["model"] for cut in plan["cuts"]}
+    titles = ["cut", "trials", "read at", "size", "images to run"]
+    for title in (["model"] if len(models) > 1 else []) + titles:
+        is_text = title in ("model", "cut", "read at")
+        cuts.add_column(title, justify="left" if is_text else "right", no_wrap=width >= NARROW)
+    for cut in plan["cuts"]:
+        row = [
+            printable(cut["cut"]),
+            f"{cut['n_trials']:,}",
+            printable(cut["reads"]),
+            amount(cut["n_bytes"], "bytes") if cut["n_bytes"] else "-",
+            f"{cut['n_images']:,}" if cut["n_images"] else "in the cache" if cut["n_bytes"] else "each epoch",
+        ]
+        cuts.add_row(*([printable(cut["model"])] if len(models) > 1 else []), *row)
+    sums = _new_table()
+    sums.add_column("")
+    sums.add_column("", justify="right")
+    sums.add_column("")
+    for part in plan["pixels"]:
+        views = f", {part['views']} views" if part["views"] else ""
+        kept = "" if part["n_to_decode"] else "in the cache"
+        sums.add_row(
+            f"images at {part['image_size']} px{views}", f"{part['n_to_decode']:,}", kept or "to decode"
+        )
+    for name, seconds in plan["seconds"].items():
+        sums.add_row(f"time: {name}", duration(seconds), "")
+    for name, n_bytes in plan["memory"].items():
+        sums.add_row(f"memory: {name}", amount(n_bytes, "bytes"), "")
+    for name, n_bytes in plan["disk"].items():
+        sums.add_row(f"disk: {name}", amount(n_bytes, "bytes"), "at most" if name == "states" else "")
+    return [cuts, sums]
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """Where a network can be cut, what crosses there, and the parts on both sides."""
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +36,13 @@ class Crossing:
         for size in self.shape:
             n_values *= size
         return n_values * self.dtype.itemsize
+
+
+Refine = Callable[[fx.GraphModule], fx.GraphModule]
+
+
+def _as_it_is(part: fx.GraphModule) -> fx.GraphModule:
+    return part
 
 
 class Suffix(nn.Module):
@@ -81,12 +88,19 @@ class Traced:
     """
 
     def __init__(
-        self, backbone: Backbone, graph: Graph | None, training: Graph | None, reason: str | None = None
+        self,
+        backbone: Backbone,
+        graph: Graph | None,
+        training: Graph | None,
+        reason: str | None = None,
+        *,
+        refine: Refine = _as_it_is,
     ) -> None:
         model = backbone.model
         self.backbone = backbone
         self.reason = reason
         self.order: RunOrder = registration_order(model) if graph is None else graph.run_order(model)
+        self._refine = refine
         self._graph = graph
         self._training_graph = training  # of train mode, where that is another graph
         self._measured: dict[int, _Measured] = {}
@@ -145,7 +159,7 @@ class Traced:
     def _part(self, graph: Graph | None, start: str, end: str | None) -> nn.Module:
         if graph is None:
             return self.backbone.model
-        return fx.GraphModule(self.backbone.model, graph.part(start, end))
+        return self._refine(fx.GraphModule(self.backbone.model, graph.part(start, end)))
 
     def _training_part(self, cut: str, moving: Sequence[nn.Module]) -> nn.Module:
         with _in_train_mode(self.backbone.model, moving):
@@ -183,10 +197,12 @@ class Traced:
         return _Measured(kept, flops)
 
 
-def trace(backbone: Backbone) -> Traced:
+def trace(backbone: Backbone, *, refine: Refine = _as_it_is) -> Traced:
     """Trace a backbone, in eval mode and, where that makes a difference, in train mode.
 
-    Its model must be on its device already.
+    Args:
+        backbone: its model must be on its device already.
+        refine: is given each part that is made, and may put other modules in the places of some.
     """
     model = backbone.model.eval()
     try:
@@ -195,7 +211,7 @@ def trace(backbone: Backbone) -> Traced:
             training = trace_graph(model)
     except Exception as error:  # noqa: BLE001  # a model's code may raise anything when given a symbol
         return Traced(backbone, None, None, f"{type(error).__name__}: {error}".split("\n", 1)[0])
-    return Traced(backbone, graph, None if training.code == graph.code else training)
+    return Traced(backbone, graph, None if training.code == graph.code else training, refine=refine)
 
 
 @dataclass(frozen=True)

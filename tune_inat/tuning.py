@@ -15,8 +15,8 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from tune_inat.cluster import Devices
 from tune_inat.config import TrialConfig
+from tune_inat.devices import Devices
 from tune_inat.errors import EXIT_INTERRUPTED
 from tune_inat.ledger import Ledger, RungEntry, Status
 from tune_inat.metrics import is_better

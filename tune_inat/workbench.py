@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tune_inat.backbone import Backbone, Normalize, load_backbone, pristine_state, restore
 from tune_inat.config import TrialConfig
+from tune_inat.convolutions import speed_up
 from tune_inat.data import DataSet, Split
 from tune_inat.errors import UserError
 from tune_inat.features import CutFeatures, Precision, Rows, has_features, load_features, open_features
@@ -46,6 +47,14 @@ class Job:
     goal: Goal
     n_threads: int
     memory_fraction: float | None = None  # of a GPU's memory, for one trial
+    kept: Mapping[str, frozenset[str]] = field(default_factory=dict)  # crossings, by `images_key`
+
+    def images_key(self, config: TrialConfig, *, of_views: bool) -> str:
+        """Names a set of images and the network it goes through: equal for all trials that share both."""
+        network = [config.model, config.weights, config.image_size]
+        views = [config.augment, config.views] if of_views else None
+        has_seed = of_views or config.weights == "none"
+        return hash_of([*network, views, config.seed if has_seed else None])
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,11 @@ class Network:
     suffix: nn.Module
     trainable: Mapping[str, nn.Parameter]
     block_of: Mapping[str, str]
+    normalize: Normalize
+
+    def to_crossing(self, name: str) -> nn.Module:
+        """From pixels (n, 3, S, S) uint8 to a crossing before the cut or at it, in eval mode."""
+        return nn.Sequential(self.normalize, self.traced.segment(INPUT, name)).eval()
 
 
 @dataclass
@@ -98,7 +112,7 @@ class LoadedBackbone:
         else:
             prefix = nn.Sequential(self.normalize, traced.segment(INPUT, cut)).eval()
         trainable = {name: p for name, p in backbone.model.named_parameters() if p.requires_grad}
-        return Network(backbone, traced, cut, prefix, suffix, trainable, block_of(backbone))
+        return Network(backbone, traced, cut, prefix, suffix, trainable, block_of(backbone), self.normalize)
 
 
 class Workbench:
@@ -107,7 +121,8 @@ class Workbench:
     Networks share one backbone for each model: a new `network` takes it away from the one before.
     """
 
-    def __init__(self, job: Job, device: torch.device, meter: Meter) -> None:
+    def __init__(self, job: Job, device: torch.device, meter: Meter, *, n_threads: int | None = None) -> None:
+        self._n_threads = n_threads or job.n_threads  # to decode with
         self.job = job
         self.device = device
         self._work = Work()
@@ -130,7 +145,7 @@ class Workbench:
 
         Without reuse, each configuration is a family of its own.
         """
-        loaded = self._load(config)
+        loaded = self.load(config)
         data = self.job.data
         family = config.family() if self.job.reuse else config.model_dump()
         key = hash_of([family, data.fingerprint, loaded.backbone.weights_key, self.job.precision])
@@ -138,19 +153,12 @@ class Workbench:
 
     def network(self, config: TrialConfig) -> Network:
         """A trial's network as it is before the first step."""
-        loaded = self._load(config)
+        loaded = self.load(config)
         restore(loaded.backbone, loaded.pristine, seed=config.seed, dropout=config.dropout)
         return loaded.cut(config.freeze)
 
-    def whole(self, config: TrialConfig) -> nn.Module:
-        """A trial's network from pixels to logits, to be timed."""
-        loaded = self._load(config)
-        return nn.Sequential(loaded.normalize, loaded.backbone.model).eval()
-
-    def prepare(self, configs: Sequence[TrialConfig]) -> tuple[str, ...]:
-        """Load what these trials train and, if they share, compute what its frozen layers give.
-
-        Each part is computed once, shallow cuts first.
+    def check(self, configs: Sequence[TrialConfig]) -> tuple[str, ...]:
+        """Load, once each, what these trials train.
 
         Returns:
             What the user must be told.
@@ -172,49 +180,74 @@ class Workbench:
                     f"model {config.model} cannot be traced ({network.traced.reason}): its frozen layers run "
                     "again in every epoch."
                 ] = None
-            if self.job.reuse and not problems:
-                self.source(network, config, "train")
-                self.source(network, config, "val")
         if problems:
             raise UserError(tuple(problems))
         return tuple(notices)
 
+    def prepare(self, configs: Sequence[TrialConfig]) -> None:
+        """Compute what the frozen layers of these trials give, where it is kept: shallow cuts first."""
+        if not self.job.reuse:
+            return
+        depths = []
+        for config in self._distinct(configs):
+            network = self.network(config)
+            depths.append((config.model, network.traced.crossings.index(network.cut), config))
+        for _, _, config in sorted(depths, key=lambda depth: depth[:2]):
+            network = self.network(config)
+            self.source(network, config, "train")
+            self.source(network, config, "val")
+
     def _distinct(self, configs: Sequence[TrialConfig]) -> list[TrialConfig]:
-        """One configuration for each network and freezing and set of views, shallow cuts first."""
+        """One configuration for each network and freezing and set of views, model by model."""
         seen: dict[str, TrialConfig] = {}
         for config in configs:
             asked = [config.model, config.weights, config.freeze, config.image_size]
             views = [config.augment, config.views, config.seed] if config.augment != "none" else []
             seen.setdefault(hash_of([asked, views]), config)
-        return sorted(seen.values(), key=lambda config: (config.model, str(config.freeze)))
+        return sorted(seen.values(), key=lambda config: config.model)
 
     def source(self, network: Network, config: TrialConfig, part: Part) -> Source:
         """Where a trial reads a part of the images. Only training images have views."""
         split = {"train": self.job.data.train, "val": self.job.data.val, "test": self.job.data.test}[part]
         assert split is not None, "a part that is read is there"
         if part != "train" or config.augment == "none":
-            return self._plain_source(network, self._load_pixels(config.image_size), split.rows)
+            pixels = self._load_pixels(config.image_size)
+            return self._plain_source(
+                network, pixels, split.rows, self._base(network, config, of_views=False)
+            )
         if config.views == "fresh":
             return self._fresh_source(network, config, split)
-        contents = self._contents_of(split)
+        contents = self.contents_of(split)
+        base = self._base(network, config, of_views=True)
         views = []
         for index in range(config.views):
             pixels = self._load_pixels(config.image_size, View(config.augment, config.seed, index), contents)
             rows = np.array([pixels.row_of[content] for content in contents])
-            views.append(self._plain_source(network, pixels, rows))
+            views.append(self._plain_source(network, pixels, rows, base))
         return ViewSource(views, len(contents), config.seed)
 
-    def _plain_source(self, network: Network, pixels: Pixels, rows: npt.NDArray[np.int64]) -> PlainSource:
-        picked = torch.from_numpy(rows)
-        if network.prefix is None:
-            return PlainSource(self._rows_of(pixels.key, pixels.array), picked, None, self.job.precision)
+    def _base(self, network: Network, config: TrialConfig, *, of_views: bool) -> str:
+        """Where a trial reads: the deepest crossing up to its cut at which activations are kept."""
         if not self.job.reuse:
-            kept = self._rows_of(pixels.key, pixels.array)
-            return PlainSource(kept, picked, network.prefix, self.job.precision)
-        cut = CutFeatures(pixels.key, network.backbone.weights_key, network.cut, self.job.precision)
-        if cut.key not in self._rows:
-            self._rows[cut.key] = Rows(self._load_features(network, pixels, cut), self.device)
-        return PlainSource(self._rows[cut.key], picked, None, self.job.precision)
+            return INPUT
+        kept = self.job.kept.get(self.job.images_key(config, of_views=of_views))
+        if kept is None:  # nothing was decided: each cut is kept
+            return network.cut
+        crossings = network.traced.crossings
+        up_to_cut = crossings[: crossings.index(network.cut) + 1]
+        return next((name for name in reversed(up_to_cut) if name in kept), INPUT)
+
+    def _plain_source(
+        self, network: Network, pixels: Pixels, rows: npt.NDArray[np.int64], base: str
+    ) -> PlainSource:
+        picked, precision = torch.from_numpy(rows), self.job.precision
+        if network.prefix is None or base == INPUT:
+            return PlainSource(self._rows_of(pixels.key, pixels.array), picked, network.prefix, precision)
+        kept = CutFeatures(pixels.key, network.backbone.weights_key, base, precision)
+        if kept.key not in self._rows:
+            self._rows[kept.key] = Rows(self._load_features(network, pixels, kept), self.device)
+        lead = None if base == network.cut else network.traced.segment(base, network.cut)
+        return PlainSource(self._rows[kept.key], picked, lead, precision)
 
     def _load_features(self, network: Network, pixels: Pixels, cut: CutFeatures) -> npt.NDArray[np.generic]:
         n_images = len(pixels.array)
@@ -227,20 +260,19 @@ class Workbench:
 
     def _nearest(self, network: Network, pixels: Pixels, cut: CutFeatures) -> tuple[Rows, nn.Module]:
         """The deepest activations before a cut that are there already, and the layers from them to it."""
-        assert network.prefix is not None, "there is a frozen prefix"
         crossings = network.traced.crossings
         for crossing in reversed(crossings[1 : crossings.index(cut.cut)]):
             shallower = replace(cut, cut=crossing)
             if has_features(self.job.store, shallower):
                 array = open_features(self.job.store, shallower)
                 return Rows(array, self.device), network.traced.segment(crossing, cut.cut)
-        return self._rows_of(pixels.key, pixels.array), network.prefix
+        return self._rows_of(pixels.key, pixels.array), network.to_crossing(cut.cut)
 
     def _fresh_source(self, network: Network, config: TrialConfig, split: Split) -> FreshSource:
         assert config.augment != "none"
         augment = config.augment
-        files = [(content, self.job.files[content]) for content in self._contents_of(split)]
-        pool = ThreadPoolExecutor(self.job.n_threads, thread_name_prefix="decode")
+        files = [(content, self.job.files[content]) for content in self.contents_of(split)]
+        pool = ThreadPoolExecutor(self._n_threads, thread_name_prefix="decode")
 
         def draw(picked: Sequence[int], epoch: int) -> npt.NDArray[np.uint8]:
             view = View(augment, config.seed, FIRST_FRESH_VIEW + epoch)
@@ -249,7 +281,8 @@ class Workbench:
 
         return FreshSource(draw, network.prefix, self.job.precision, self.device)
 
-    def _load(self, config: TrialConfig) -> LoadedBackbone:
+    def load(self, config: TrialConfig) -> LoadedBackbone:
+        """A trial's backbone on its device, as it was last left; the one before is let go."""
         key = (
             config.model,
             config.weights,
@@ -268,10 +301,13 @@ class Workbench:
             # Channels last: what the convolutions of oneDNN and cuDNN are fastest with.
             backbone.model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             normalize = Normalize(backbone.mean, backbone.std).to(self.device)
-            self._loaded = LoadedBackbone(key, backbone, normalize, trace(backbone), pristine_state(backbone))
+            self._loaded = LoadedBackbone(
+                key, backbone, normalize, trace(backbone, refine=speed_up), pristine_state(backbone)
+            )
         return self._loaded
 
-    def _contents_of(self, split: Split) -> list[str]:
+    def contents_of(self, split: Split) -> list[str]:
+        """What names the images of a split, in its order."""
         contents = sorted(self.job.files)  # the order of the pixels' rows
         return [contents[row] for row in split.rows]
 
@@ -280,9 +316,13 @@ class Workbench:
     ) -> Pixels:
         if (image_size, view) not in self._pixels:
             files = {content: self.job.files[content] for content in contents or self.job.files}
-            n_workers = max(self.job.n_threads, 1)
             pixels = load_pixels(
-                self.job.store, files, size=image_size, view=view, n_workers=n_workers, meter=self._meter
+                self.job.store,
+                files,
+                size=image_size,
+                view=view,
+                n_workers=self._n_threads,
+                meter=self._meter,
             )
             self._work.pixels_decoded += pixels.n_decoded
             self._pixels[image_size, view] = pixels
@@ -308,5 +348,6 @@ def open_worker_bench(job: Job) -> Workbench:
 def open_driver_bench(job: Job, meter: Meter) -> Workbench:
     """The workbench of the process that conducts a search: all cores, and the first GPU if there is one."""
     has_gpu = job.device == "cuda" and torch.cuda.is_available()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    return Workbench(job, torch.device("cuda" if has_gpu else "cpu"), meter)
+    n_threads = len(os.sched_getaffinity(0))
+    torch.set_num_threads(n_threads)
+    return Workbench(job, torch.device("cuda" if has_gpu else "cpu"), meter, n_threads=n_threads)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tune_inat.cluster import Cluster, Devices, share_devices
+from tune_inat.devices import Asked, Cluster, Devices, device_options, share_devices
 from tune_inat.errors import ResourceError
 
 
@@ -14,9 +14,7 @@ def share(
     gpus: float | None = None,
     concurrent: int | None = None,
 ) -> Devices:
-    return share_devices(
-        cluster, n_trials=n_trials, cpus_per_trial=cpus, gpus_per_trial=gpus, max_concurrent=concurrent
-    )
+    return share_devices(cluster, Asked(cpus, gpus, concurrent), n_trials=n_trials)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +57,13 @@ def test_all_that_is_refused_is_said_at_once() -> None:
     with pytest.raises(ResourceError) as refused:
         share(Cluster(4, 0), cpus=5, gpus=1.0)
     assert len(refused.value.problems) == 2
+
+
+def test_on_cpus_few_threads_for_many_trials_are_compared_with_many_for_few() -> None:
+    options = device_options(Cluster(4, 0), Asked(), n_trials=12)
+    assert [(each.cpus_per_trial, each.max_concurrent) for each in options] == [(1, 4), (2, 2), (4, 1)]
+
+
+def test_what_is_asked_for_is_not_compared() -> None:
+    assert len(device_options(Cluster(4, 0), Asked(cpus_per_trial=2), n_trials=12)) == 1
+    assert len(device_options(Cluster(4, 1), Asked(), n_trials=12)) == 1

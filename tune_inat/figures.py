@@ -1,0 +1,120 @@
+"""Networks and their steps in figures, as a forecast needs them."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tune_inat.config import TrialConfig
+from tune_inat.cuts import Point
+from tune_inat.graph import INPUT
+from tune_inat.probe import StepTimes
+from tune_inat.workbench import Network
+
+MAX_PROBED_CUTS = 6  # of a model; times at the others lie between
+
+
+@dataclass(frozen=True)
+class CutFigures:
+    """A network as a freezing cuts it, in figures: the network itself is let go."""
+
+    name: str
+    depth: int
+    crossings: tuple[str, ...]
+    sizes: tuple[tuple[str, int, int], ...]  # name, values, operations from the pixels
+    flops: int
+    suffix_flops: int
+    weights_key: str
+    trainable_bytes: int
+    model_bytes: int
+
+    @staticmethod
+    def of(network: Network, config: TrialConfig) -> "CutFigures":
+        """The figures of a network for images of its trial's size."""
+        traced, size = network.traced, config.image_size
+        points = [(name, traced.at(name, size)) for name in traced.crossings]
+        parameters = list(network.backbone.model.parameters())
+        return CutFigures(
+            name=network.cut,
+            depth=traced.crossings.index(network.cut),
+            crossings=traced.crossings,
+            sizes=tuple((name, point.n_bytes // point.dtype.itemsize, point.flops) for name, point in points),
+            flops=traced.at(network.cut, size).flops,
+            suffix_flops=traced.flops_between(network.cut, None, size),
+            weights_key=network.backbone.weights_key,
+            trainable_bytes=sum(parameter.nbytes for parameter in network.trainable.values()),
+            model_bytes=sum(parameter.nbytes for parameter in parameters),
+        )
+
+    def points(self, itemsize: int) -> tuple[Point, ...]:
+        """The crossings with what an image takes there when a value takes so many bytes; pixels take one."""
+        return tuple(
+            Point(name, n_values * (1 if name == INPUT else itemsize), flops)
+            for name, n_values, flops in self.sizes
+        )
+
+    def flops_from(self, base: str) -> int:
+        """The operations from a crossing before the cut to the cut."""
+        return self.flops - next(flops for name, _, flops in self.sizes if name == base)
+
+
+class StepModel:
+    """The times of all trials' steps, from a few that are measured: some cuts, smallest and largest batch."""
+
+    def __init__(
+        self,
+        configs: Sequence[TrialConfig],
+        cut_of: Callable[[TrialConfig], CutFigures],
+        measure: Callable[[TrialConfig], StepTimes],
+    ) -> None:
+        self._cut_of = cut_of
+        self._measure = measure
+        self._known: dict[tuple[str, int, int, str], StepTimes] = {}
+        by_model: dict[str, dict[int, TrialConfig]] = defaultdict(dict)
+        batch_sizes: dict[str, set[int]] = defaultdict(set)
+        for config in configs:
+            key = self._model_key(config)
+            by_model[key].setdefault(cut_of(config).suffix_flops, config)
+            batch_sizes[key].add(config.batch_size)
+        self._probed: dict[str, list[tuple[int, TrialConfig]]] = {
+            key: _spread(sorted(cuts.items(), key=lambda item: item[0]), MAX_PROBED_CUTS)
+            for key, cuts in by_model.items()
+        }
+        self._batch_sizes = {key: sorted({min(sizes), max(sizes)}) for key, sizes in batch_sizes.items()}
+
+    def times(self, config: TrialConfig) -> StepTimes:
+        """The times of a trial's steps, linear in between what is measured."""
+        key = self._model_key(config)
+        sizes = self._batch_sizes[key]
+        flops = [flops for flops, _ in self._probed[key]]
+        at = self._cut_of(config).suffix_flops
+
+        def between(name: str) -> float:
+            by_size = []
+            for size in sizes:
+                values = [
+                    getattr(self._measured(probed, size, config.optimizer), name)
+                    for _, probed in self._probed[key]
+                ]
+                by_size.append(float(np.interp(at, flops, values)))
+            return float(np.interp(config.batch_size, sizes, by_size))
+
+        return StepTimes(between("step_seconds"), between("image_seconds"), int(between("saved_bytes")))
+
+    def _measured(self, config: TrialConfig, batch_size: int, optimizer: str) -> StepTimes:
+        key = (self._model_key(config), self._cut_of(config).suffix_flops, batch_size, optimizer)
+        if key not in self._known:
+            asked = config.model_copy(update={"batch_size": batch_size, "optimizer": optimizer})
+            self._known[key] = self._measure(asked)
+        return self._known[key]
+
+    def _model_key(self, config: TrialConfig) -> str:
+        return f"{config.model} {config.weights} {config.image_size}"
+
+
+def _spread(items: Sequence[tuple[int, TrialConfig]], n: int) -> list[tuple[int, TrialConfig]]:
+    """At most `n` of them, the first and the last included."""
+    if len(items) <= n:
+        return list(items)
+    return [items[round(number * (len(items) - 1) / (n - 1))] for number in range(n)]

@@ -1,0 +1,128 @@
+"""Gets a search ready to train: the workbench of this process, the plan in figures, what trials share."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from tune_inat.config import TrialConfig
+from tune_inat.devices import Asked, Cluster, Devices, device_options
+from tune_inat.features import Precision
+from tune_inat.forecast import Forecast, Forecaster
+from tune_inat.inputs import Inputs
+from tune_inat.meter import Meter
+from tune_inat.plan import PlannedTrial, representative_plan
+from tune_inat.precision import choose_precision
+from tune_inat.probe import Probe
+from tune_inat.workbench import Job, Workbench, open_driver_bench
+
+# What comes before training and after it on 2 cores, whatever the trials: Ray and its first workers, the test
+# of the best model, Ray's end (2026-11).
+START_SECONDS = 7.0
+END_SECONDS = 3.0
+
+
+def this_machine() -> Cluster:
+    """The devices of this machine alone."""
+    return Cluster(n_cpus=len(os.sched_getaffinity(0)), n_gpus=torch.cuda.device_count())
+
+
+def open_bench(inputs: Inputs, meter: Meter, *, gpus_per_trial: float) -> Workbench:
+    """The workbench of this process, and with it the job that all trials get."""
+    settings, metric = inputs.settings, inputs.space.metric
+    job = Job(
+        store=inputs.store,
+        data=inputs.data,
+        files=inputs.files,
+        precision="fp32",
+        device="cuda" if gpus_per_trial > 0 else "cpu",
+        reuse=settings.reuse,
+        metric=metric.name,
+        goal=metric.goal,
+        n_threads=len(os.sched_getaffinity(0)),
+        memory_fraction=gpus_per_trial if 0 < gpus_per_trial < 1 else None,
+    )
+    bench = open_driver_bench(job, meter)
+
+    def step_seconds(precision: Precision) -> float:
+        bench.job = replace(job, precision=precision)
+        return Probe(bench).step_times(_typical(first_config(inputs)), n_threads=1).step_seconds
+
+    precision = choose_precision(settings.precision, bench.device, step_seconds)
+    bench.job = replace(job, precision=precision)
+    return bench
+
+
+def first_config(inputs: Inputs) -> TrialConfig:
+    """Some configuration of the search, to find out about its model."""
+    if inputs.plan.trials:
+        return inputs.plan.trials[0].config
+    return representative_plan(inputs.space, inputs.fixed, n_trials=1, seed=inputs.seed).trials[0].config
+
+
+def _typical(config: TrialConfig) -> TrialConfig:
+    """The same for all searches with this model, so that they agree on the precision and share their work."""
+    names = ("model", "weights", "image_size")
+    return TrialConfig(**{name: getattr(config, name) for name in names})
+
+
+class Preparation:
+    """What is decided and done before trials run.
+
+    Args:
+        bench: of this process.
+        trials: those of the plan that are left; of a search whose trials are not known, none.
+        n_left: how many trials are left.
+        n_finished: how many are done.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        bench: Workbench,
+        trials: Sequence[PlannedTrial],
+        *,
+        n_left: int,
+        n_finished: int,
+    ) -> None:
+        self._inputs = inputs
+        self._bench = bench
+        self._is_representative = not trials
+        if not trials:
+            trials = representative_plan(inputs.space, inputs.fixed, n_trials=n_left, seed=inputs.seed).trials
+        self._trials = tuple(trials)
+        self._n_finished = n_finished
+
+    def check(self) -> tuple[str, ...]:
+        """Load what the trials train; returns what the user must be told. Raises `UserError`."""
+        return self._bench.check([trial.config for trial in self._trials])
+
+    def foresee(self, cluster: Cluster, *, seconds_so_far: float) -> tuple[Forecast, Devices]:
+        """The plan in figures, and how devices are shared out; the bench's job follows it from now on.
+
+        Raises:
+            ResourceError: devices are asked for that can never be there.
+        """
+        settings = self._inputs.settings
+        gpus = None if settings.gpus_per_trial == "auto" else settings.gpus_per_trial
+        asked = Asked(settings.cpus_per_trial, gpus, settings.max_concurrent)
+        forecaster = Forecaster(
+            self._bench, self._trials, budget=self._inputs.store.budget_bytes, files=self._inputs.files
+        )
+        n_at_once = forecaster.n_training or len(self._trials)
+        devices = forecaster.choose_devices(device_options(cluster, asked, n_trials=n_at_once))
+        forecast = forecaster.forecast(
+            devices,
+            n_finished=self._n_finished,
+            is_representative=self._is_representative,
+            start_seconds=seconds_so_far + END_SECONDS,
+        )
+        self._bench.job = replace(
+            self._bench.job, kept=forecaster.choice.kept, n_threads=devices.cpus_per_trial
+        )
+        return forecast, devices
+
+    def compute(self) -> None:
+        """Compute, with all of this machine, what the frozen layers give; trials then only read it."""
+        self._bench.prepare([trial.config for trial in self._trials])

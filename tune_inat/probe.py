@@ -1,0 +1,230 @@
+"""How long things take on this machine: a few steps of each kind are timed, once, and kept in the store."""
+
+import json
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tune_inat.config import TrialConfig
+from tune_inat.features import STORED_TYPE
+from tune_inat.graph import INPUT
+from tune_inat.recipe import Optimizer, training_loss
+from tune_inat.store import hash_of
+from tune_inat.workbench import Network, Workbench
+
+PROBES_KIND = "probes"
+TIMED_RUNS = 5
+ENOUGH_SECONDS = 1.5  # after which no more is timed, however few steps that were
+EVALUATED_IMAGES = 64
+FROZEN_IMAGES = 16
+LOAD_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """What training takes.
+
+    Attributes:
+        step_seconds: of a training step.
+        image_seconds: of an image in validation.
+        saved_bytes: the activations that a step keeps for its backward pass.
+    """
+
+    step_seconds: float
+    image_seconds: float
+    saved_bytes: int
+
+
+class Probe:
+    """Times what trials do, with the workbench's networks, device and precision."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self._bench = bench
+
+    def step_times(self, config: TrialConfig, *, n_threads: int) -> StepTimes:
+        """A trial's steps, alone on the machine, with so many threads (of a CPU)."""
+        network = self._bench.network(config)
+        key = [
+            "step",
+            *self._of_model(config),
+            network.cut,
+            sorted(network.trainable),
+            config.batch_size,
+            config.optimizer,
+            n_threads,
+        ]
+        times = self._kept(key, lambda: asdict(self._time_step(config, network, n_threads)))
+        return StepTimes(**times)
+
+    def frozen_rate(self, config: TrialConfig) -> float:
+        """Operations that frozen layers do in a second, with all that the workbench has."""
+        network = self._bench.network(config)
+        key = ["frozen", *self._of_model(config), network.cut, torch.get_num_threads()]
+        return float(self._kept(key, lambda: {"rate": self._time_frozen(config, network)})["rate"])
+
+    def contention(self, *, n_threads: int, n_concurrent: int) -> float:
+        """How much longer a CPU takes for each thing when it does several at a time, 1 or more."""
+        if n_concurrent == 1 or self._bench.device.type != "cpu":
+            return 1.0
+        key = ["contention", n_threads, n_concurrent]
+        return float(self._kept(key, lambda: {"factor": _contention(n_threads, n_concurrent)})["factor"])
+
+    def _of_model(self, config: TrialConfig) -> list[Any]:
+        return [config.model, config.image_size, self._bench.job.precision]
+
+    def _kept(self, key: list[Any], measure: Callable[[], dict[str, float]]) -> dict[str, Any]:
+        def build(folder: Path) -> None:
+            (folder / "measured.json").write_text(json.dumps({"of": key, **measure()}))
+
+        folder = self._bench.job.store.get_or_build(
+            PROBES_KIND, hash_of([machine(self._bench.device), *key]), build
+        )
+        measured: dict[str, Any] = json.loads((folder / "measured.json").read_text())
+        del measured["of"]
+        return measured
+
+    def _time_step(self, config: TrialConfig, network: Network, n_threads: int) -> StepTimes:
+        optimizer = Optimizer(config, network.trainable, network.block_of)
+        features = self._features(network, config, config.batch_size)
+        labels = torch.zeros(config.batch_size, dtype=torch.int64, device=self._bench.device)
+        numbers = iter(range(10**6))
+
+        def step() -> None:
+            with self._bench.autocast():
+                logits = network.suffix(features)
+            loss = training_loss(logits, labels, config, None)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            optimizer.step(next(numbers), 10**6)
+
+        def evaluate() -> None:
+            with torch.no_grad(), self._bench.autocast():
+                network.suffix(images)
+
+        with _threads(n_threads):
+            network.suffix.train()
+            saved = _SavedBytes()
+            with torch.autograd.graph.saved_tensors_hooks(saved.note, lambda tensor: tensor):
+                step()
+            step_seconds = self._seconds(step)
+            images = self._features(network, config, EVALUATED_IMAGES)
+            network.suffix.eval()
+            return StepTimes(step_seconds, self._seconds(evaluate) / EVALUATED_IMAGES, saved.n_bytes)
+
+    def _time_frozen(self, config: TrialConfig, network: Network) -> float:
+        if network.prefix is None:
+            return float("inf")
+        prefix = network.prefix
+        size = config.image_size
+        images = torch.zeros(FROZEN_IMAGES, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        images = images.to(self._bench.device)
+
+        def run() -> None:
+            with torch.no_grad(), self._bench.autocast():
+                prefix(images)
+
+        flops = network.traced.at(network.cut, size).flops
+        return FROZEN_IMAGES * flops / self._seconds(run)
+
+    def _features(self, network: Network, config: TrialConfig, n: int) -> Tensor:
+        """Something of the shape and type of what crosses at the cut; at the input, of pixels."""
+        size = config.image_size
+        if network.cut == INPUT:
+            pixels = torch.zeros(n, size, size, 3, dtype=torch.uint8, device=self._bench.device)
+            return pixels.permute(0, 3, 1, 2)
+        shape = network.traced.at(network.cut, size).shape
+        dtype = STORED_TYPE[self._bench.job.precision][1]
+        features = torch.rand(n, *shape, device=self._bench.device, dtype=dtype)
+        return features.to(memory_format=torch.channels_last) if features.ndim == 4 else features
+
+    def _seconds(self, run: Callable[[], None]) -> float:
+        """The median time of a few runs, after one that warms up."""
+        first = self._timed(run)
+        times: list[float] = []
+        while len(times) < TIMED_RUNS and first + sum(times) < ENOUGH_SECONDS:
+            times.append(self._timed(run))
+        return statistics.median(times or [first])
+
+    def _timed(self, run: Callable[[], None]) -> float:
+        started = time.perf_counter()
+        run()
+        if self._bench.device.type == "cuda":
+            torch.cuda.synchronize(self._bench.device)
+        return time.perf_counter() - started
+
+
+class _SavedBytes:
+    """Counts the bytes of tensors that autograd keeps, those of parameters left out."""
+
+    def __init__(self) -> None:
+        self.n_bytes = 0
+        self._seen: set[int] = set()
+
+    def note(self, tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter) and tensor.data_ptr() not in self._seen:
+            self._seen.add(tensor.data_ptr())
+            self.n_bytes += tensor.nbytes
+        return tensor
+
+
+def machine(device: torch.device) -> list[str]:
+    """What tells one machine from another, as far as speed goes."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return [name, platform.machine(), torch.__version__, torch.backends.cpu.get_cpu_capability()]
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor()
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _contention(n_threads: int, n_concurrent: int) -> float:
+    """The same convolutions alone, and in as many Python threads as there will be trials."""
+    with _threads(n_threads):
+        alone = _convolutions(LOAD_SECONDS)
+        others = [
+            threading.Thread(target=_convolutions, args=(4 * LOAD_SECONDS,)) for _ in range(n_concurrent - 1)
+        ]
+        for other in others:
+            other.start()
+        time.sleep(LOAD_SECONDS)  # until all are at it
+        together = _convolutions(LOAD_SECONDS)
+        for other in others:
+            other.join()
+    return max(1.0, alone / together)
+
+
+def _convolutions(seconds: float) -> float:
+    """How many passes forward and backward through a convolution are done in a second."""
+    features = torch.rand(16, 64, 28, 28).to(memory_format=torch.channels_last).requires_grad_()
+    convolution = nn.Conv2d(64, 64, 3, padding=1)
+    convolution(features).sum().backward()
+    started = time.perf_counter()
+    n = 0
+    while (passed := time.perf_counter() - started) < seconds:
+        convolution(features).sum().backward()
+        n += 1
+    return n / passed
