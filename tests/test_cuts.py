@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -70,6 +71,18 @@ def test_deeper_activations_cost_only_the_way_from_shallower_ones() -> None:
     both = images(("b", 0), ("d", 0))
     alone = both.seconds(frozenset("d"), RATE) + both.seconds(frozenset("b"), RATE)
     assert both.seconds(frozenset("bd"), RATE) < alone
+
+
+def test_what_would_be_rounded_is_kept_at_a_cut_only() -> None:
+    rounded = tuple(replace(point, is_exact=point.name != "b") for point in POINTS)
+    wide = replace(images(("c", 10_000)), points=rounded)
+    assert wide.candidates() == ["a", "c"]
+    both = replace(images(("b", 10_000), ("c", 10_000)), points=rounded)
+    assert both.candidates() == ["a", "b", "c"]
+    from_pixels = both.seconds(frozenset("c"), RATE) - both.seconds(frozenset(), RATE)
+    assert both.seconds(frozenset("bc"), RATE) - both.seconds(frozenset("b"), RATE) == pytest.approx(
+        from_pixels
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tune_inat.devices import Asked, Cluster, Devices, device_options, share_devices
+from tune_inat.devices import Asked, Cluster, Devices, Node, device_options, share_devices
 from tune_inat.errors import ResourceError
 
 
@@ -67,3 +67,39 @@ def test_on_cpus_few_threads_for_many_trials_are_compared_with_many_for_few() ->
 def test_what_is_asked_for_is_not_compared() -> None:
     assert len(device_options(Cluster(4, 0), Asked(cpus_per_trial=2), n_trials=12)) == 1
     assert len(device_options(Cluster(4, 1), Asked(), n_trials=12)) == 1
+
+
+def cluster_of(*nodes: tuple[int, int]) -> Cluster:
+    machines = tuple(Node(n_cpus, n_gpus) for n_cpus, n_gpus in nodes)
+    return Cluster(sum(n for n, _ in nodes), sum(n for _, n in nodes), machines)
+
+
+def test_trial_never_gets_more_cores_than_one_machine_of_a_cluster_has() -> None:
+    devices = share(cluster_of((4, 0), (4, 0)), n_trials=1)
+    assert (devices.cpus_per_trial, devices.max_concurrent) == (4, 1)
+    options = device_options(cluster_of((4, 0), (8, 0)), Asked(), n_trials=2)
+    assert max(each.cpus_per_trial for each in options) == 8
+
+
+def test_trials_are_counted_machine_by_machine() -> None:
+    # 3 trials of 2 cores would fit into 6 cores, but only one into each of two machines of 3.
+    devices = share(cluster_of((3, 0), (3, 0)), n_trials=3)
+    assert (devices.cpus_per_trial, devices.max_concurrent) == (1, 3)
+    assert share(cluster_of((3, 0), (3, 0)), cpus=2).max_concurrent == 2
+
+
+def test_trials_on_gpus_share_the_cores_of_the_machines_that_have_some() -> None:
+    devices = share(cluster_of((64, 0), (8, 2)))
+    assert (devices.cpus_per_trial, devices.max_concurrent) == (4, 2)
+
+
+def test_what_no_single_machine_has_is_refused() -> None:
+    with pytest.raises(ResourceError) as refused:
+        share(cluster_of((4, 1), (4, 1)), cpus=5, gpus=2.0)
+    cpus_problem, gpus_problem = sorted(refused.value.problems)
+    assert "there are 4 CPU cores on the largest machine" in cpus_problem
+    assert "there are 1 GPUs on the largest machine" in gpus_problem
+
+
+def test_shares_of_two_gpus_are_not_put_together() -> None:
+    assert share(Cluster(16, 2), gpus=0.4).max_concurrent == 4  # two on each GPU

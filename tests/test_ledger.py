@@ -21,13 +21,12 @@ def run_trial(ledger: Ledger, trial_id: str, n_epochs: int) -> None:
 def test_finished_trial_comes_back_whole(hostile_path: Path) -> None:
     ledger = Ledger(hostile_path)
     run_trial(ledger, "a", 2)
-    ledger.end("a", "TERMINATED", seconds=1.5, rungs=[(0, 1, 0.1)])
+    ledger.end("a", "TERMINATED", seconds=1.5)
     assert Ledger(hostile_path).finished() == ledger.finished()
     record = Ledger(hostile_path).finished()["a"]
     assert record.config == CONFIG
     assert record.rows == [row(1), row(2)]
     assert record.epochs_trained == 2
-    assert record.rungs == [(0, 1, 0.1)]
 
 
 def test_trial_that_was_cut_off_or_failed_is_not_finished(hostile_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_whole_draws_of_a_float_parameter_are_floats_and_noticed() -> None:
     checked = check_distribution("freeze", Integers(0, 1))
     assert [type(checked.value.ppf(u)) for u in (0.0, 1.0)] == [float, float]
     assert checked.notice is not None
-    assert "W&B draws only whole numbers. Write 0.0 and 1.0 for all between." in checked.notice
+    assert "W&B takes only whole numbers. Write 0.0 and 1.0 for all between." in checked.notice
 
 
 @pytest.mark.parametrize(("name", "given"), [("lr", Uniform(0.0, 0.1)), ("dropout", Uniform(0.0, 1.0))])

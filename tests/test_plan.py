@@ -1,12 +1,14 @@
 """The plan: the same trials each time, and who shares epochs with whom."""
 
+import json
+import random
 from pathlib import Path
 
 import pytest
 
 from tune_inat.config import TrialConfig
 from tune_inat.errors import SpaceError
-from tune_inat.plan import TrialNamer, check_early_stopping, longest_trial, make_plan
+from tune_inat.plan import TrialNamer, check_early_stopping, complete_config, is_of_space, longest_trial, make_plan
 from tune_inat.space import SearchSpace, load_space
 
 
@@ -68,6 +70,49 @@ def test_longest_trial_is_that_of_the_space_or_of_what_is_fixed() -> None:
     assert longest_trial(load_space("grid"), {}) == 7
     fixed_only = load_space("backbones")
     assert longest_trial(fixed_only, {"epochs": 9} if "epochs" not in fixed_only.parameters else {}) >= 1
+
+
+def test_longest_trial_is_found_wherever_it_is_listed(hostile_path: Path) -> None:
+    text = "method: random\nmetric: {name: val_loss}\nparameters: {epochs: {values: [4, 8, 2]}}\n"
+    assert longest_trial(space_of(hostile_path, text), {}) == 8
+
+
+WIDE = """
+method: bayes
+metric: {name: val_loss}
+parameters:
+  lr: {distribution: log_uniform_values, min: 1e-4, max: 1e-1}
+  dropout: {distribution: beta, a: 2, b: 5}
+  weight_decay: {distribution: q_uniform, min: 0.0, max: 0.5, q: 0.1}
+  batch_size: {distribution: int_uniform, min: 8, max: 64}
+  optimizer: {values: [adam, sgd]}
+"""
+
+
+def test_every_trial_of_a_space_is_found_to_be_of_it(hostile_path: Path) -> None:
+    space, rng = space_of(hostile_path, WIDE), random.Random(0)
+    for _ in range(50):
+        config = complete_config(space.sample(rng), {"seed": 3}).model_dump()
+        assert is_of_space(json.loads(json.dumps(config)), space, {"seed": 3})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lr": 0.2},
+        {"weight_decay": 0.15},
+        {"batch_size": 65},
+        {"optimizer": "adamw"},
+        {"label_smoothing": 0.1},
+        {"seed": 4},
+    ],
+    ids=str,
+)
+def test_trial_that_a_space_cannot_give_is_not_of_it(change: dict[str, object], hostile_path: Path) -> None:
+    space = space_of(hostile_path, WIDE)
+    config = complete_config(space.sample(random.Random(0)), {"seed": 3}).model_dump()
+    assert is_of_space(config, space, {"seed": 3})
+    assert not is_of_space({**config, **change}, space, {"seed": 3})
 
 
 def test_early_stopping_that_comes_too_late_is_refused(hostile_path: Path) -> None:

@@ -1,7 +1,9 @@
 """How a trial trains: schedules, optimizers, losses and draws, held against torch's own."""
 
 import copy
+import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,16 +11,23 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
+from tests.benches import config_of, make_bench, reports_of, write_images
+from tune_inat.backbone import Normalize
 from tune_inat.config import TrialConfig
+from tune_inat.graph import INPUT
 from tune_inat.recipe import (
+    RECIPE_VERSION,
+    Mix,
     Optimizer,
     batches,
     class_weights,
     draw_epoch,
     draw_mix,
     learning_rate_factor,
+    recipe_key,
     training_loss,
 )
+from tune_inat.store import Store
 
 
 def factors(config: TrialConfig, steps_per_epoch: int) -> list[float]:
@@ -169,3 +178,27 @@ def test_mixup_mixes_features_and_losses_by_the_same_share() -> None:
     other = training_loss(logits, mix.partner, config, None)
     assert torch.allclose(mix.loss(logits, labels, config, None), own * mix.share + other * (1 - mix.share))
     assert draw_mix(TrialConfig(), 1, 0, 5, torch.device("cpu")) is None
+
+
+def test_mixup_of_pixels_is_that_of_the_same_pixels_as_floats() -> None:
+    mix = Mix(torch.tensor([1, 0]), share=0.25)
+    pixels = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    mixed = mix.features(pixels)
+    assert mixed.dtype == torch.float32
+    assert torch.equal(mixed, mix.features(pixels.float()))
+    normalize = Normalize((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    before = mixed.clone()
+    # Normalisation is affine, so it does not matter whether it comes before the mixing or after it.
+    assert torch.allclose(normalize(mixed), mix.features(normalize(pixels)), atol=1e-5)
+    assert torch.equal(mixed, before)
+
+
+def test_trial_that_freezes_nothing_mixes_pixels(hostile_path: Path) -> None:
+    bench = make_bench(write_images(hostile_path / "images"), Store(hostile_path / "cache"))
+    reports = reports_of(bench, config_of(freeze=0.0, mixup=0.2, epochs=1))
+    assert [report.did["cut"] for report in reports] == [INPUT]
+    assert math.isfinite(reports[0].row["train_loss"])
+
+
+def test_recipe_key_names_the_version_of_torch_as_well() -> None:
+    assert recipe_key() == [RECIPE_VERSION, torch.__version__]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tune_inat.errors import ResourceError, UserError
-from tune_inat.runs import find_run_folder, held
+from tune_inat.runs import find_run_folder, held, short_name, work_identity
 
 IDENTITY: dict[str, object] = {"space": "grid", "images": "abc", "parameters": {"seed": 0}}
 
@@ -50,3 +50,31 @@ def test_storage_that_is_a_file_is_said(hostile_path: Path) -> None:
     (hostile_path / "file").touch()
     with pytest.raises(ResourceError, match="cannot be written"):
         keep(hostile_path / "file" / "run", IDENTITY)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("sample", "sample"),
+        ("/data/photos/", "photos"),
+        ("../../../photos", "photos"),
+        ("s3://bucket/birds/2026/?region=eu-west-1", "2026"),
+        ("gs://bucket", "bucket"),
+        ("it's a \"Wald\" mit Bäumen", "it_s_a_Wald_mit_Bäumen"),
+        ("/", "images"),
+        ("x" * 300, "x" * 40),
+    ],
+)
+def test_short_name_is_one_safe_part_of_a_path(source: str, name: str) -> None:
+    assert short_name(source) == name
+
+
+def test_short_name_of_this_folder_is_its_name(hostile_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (hostile_path / "photos").mkdir()
+    monkeypatch.chdir(hostile_path / "photos")
+    assert short_name(".") == "photos"
+
+
+def test_identity_of_the_work_outlives_a_changed_space_but_not_other_images() -> None:
+    assert work_identity(IDENTITY) == work_identity({**IDENTITY, "space": "wider grid"})
+    assert work_identity(IDENTITY) != work_identity({**IDENTITY, "images": "def"})

@@ -1,5 +1,7 @@
 """The arguments of a search: checked in one place, for the command and for notebooks."""
 
+from pathlib import Path
+
 import pytest
 
 from tune_inat.errors import UserError
@@ -34,3 +36,28 @@ def test_gpus_are_a_number_or_auto(given: str, meant: float | str) -> None:
 def test_storage_elsewhere_is_refused_not_taken_for_a_folder() -> None:
     with pytest.raises(UserError, match="a local folder"):
         make_settings(storage="s3://bucket/runs")
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/tmp/there", "a\\b", "..", ".", " ", "x" * 300])
+def test_name_that_is_no_name_of_a_folder_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="--name"):
+        make_settings(name=name)
+
+
+@pytest.mark.parametrize("name", ["birds", "Bäume & mehr", "v1.2", ".hidden"])
+def test_name_of_a_folder_is_taken_as_it_is(name: str) -> None:
+    assert make_settings(name=name).name == name
+
+
+def test_weights_file_is_the_same_however_it_is_named(
+    hostile_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (hostile_path / "below").mkdir()
+    file = hostile_path / "own.pth"
+    monkeypatch.chdir(hostile_path / "below")
+    monkeypatch.setenv("HOME", str(hostile_path))
+    for named in ("../own.pth", str(file), "~/own.pth"):
+        assert make_settings(weights=named).given() == {"weights": str(file)}
+        assert make_settings(overrides={"weights": named}).given() == {"weights": str(file)}
+    for word in ("default", "none"):
+        assert make_settings(weights=word).given() == {"weights": word}

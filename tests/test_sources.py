@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tune_inat.features import Rows
-from tune_inat.sources import FreshSource, PlainSource, ViewSource
+from tune_inat.sources import FreshSource, PlainSource, Source, ViewSource, batches_ahead, batches_in_turn
 
 CPU = torch.device("cpu")
 N_IMAGES = 40
@@ -72,3 +72,33 @@ def test_fresh_views_are_drawn_for_the_epoch() -> None:
     assert asked == [([4, 2], 3)]
     assert batch.shape == (2, 3, 2, 2)
     assert set(batch.flatten().tolist()) == {3}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [plain(0.0), ViewSource([plain(0.0), plain(100.0)], N_IMAGES, seed=1)],
+    ids=["plain", "views"],
+)
+def test_batches_read_ahead_are_those_read_in_turn(source: Source) -> None:
+    steps = list(torch.randperm(N_IMAGES).split(7))
+    in_turn = list(batches_in_turn(source, steps, 2))
+    ahead = list(batches_ahead(source, steps, 2))
+    assert len(ahead) == len(steps)
+    assert all(torch.equal(one, other) for one, other in zip(in_turn, ahead, strict=True))
+
+
+def test_a_batch_is_fetched_before_the_one_before_is_done_and_its_failure_comes_out() -> None:
+    asked = []
+
+    def draw(numbers: Sequence[int], epoch: int) -> npt.NDArray[np.uint8]:
+        asked.append(numbers[0])
+        if numbers[0] == 2:
+            raise OSError("gone")
+        return np.zeros((len(numbers), 2, 2, 3), np.uint8)
+
+    batches = batches_ahead(FreshSource(draw, None, "fp32", CPU), list(torch.arange(4).split(1)), 1)
+    next(batches)
+    next(batches)
+    with pytest.raises(OSError, match="gone"):
+        next(batches)
+    assert asked[:3] == [0, 1, 2]

@@ -15,7 +15,14 @@ from tune_inat.config import TrialConfig
 from tune_inat.distributions import Choice, LogUniform
 from tune_inat.errors import SpaceError
 from tune_inat.objective import Metric
-from tune_inat.space import load_space, parse_setting, parse_settings, read_sweep, shipped_spaces
+from tune_inat.space import (
+    SearchSpace,
+    load_space,
+    parse_setting,
+    parse_settings,
+    read_sweep,
+    shipped_spaces,
+)
 
 Write = Callable[[str], str]
 
@@ -208,6 +215,37 @@ def test_a_grid_too_large_to_list_is_refused(write: Write) -> None:
     assert problems_of(path) == ["the grid has 160,000 trials; at most 100,000 fit. Use method random."]
 
 
+def test_a_stepped_range_in_a_grid_is_the_list_of_its_values(write: Write) -> None:
+    def read(epochs: str, lr: str) -> SearchSpace:
+        return load_space(write(f"method: grid\nparameters:\n  epochs: {{{epochs}}}\n  lr: {{{lr}}}\n"))
+
+    stepped = read("min: 1, max: 3", "distribution: q_uniform, min: 0.1, max: 0.3, q: 0.1")
+    listed = read("values: [1, 2, 3]", "values: [0.1, 0.2]")
+    assert stepped.grid_size == 6
+    assert stepped.grid() == listed.grid()
+    assert stepped.identity() == listed.identity()
+
+
+def test_a_stepped_range_in_a_grid_has_the_parameters_type(write: Write) -> None:
+    space = load_space(
+        write(
+            "method: grid\nparameters:\n  momentum: {min: 0, max: 0.9, distribution: q_uniform, q: 0.9}\n"
+            "  epochs: {distribution: q_uniform, min: 5, max: 8.0, q: 2}\n  weight_decay: {min: 0, max: 1}\n"
+        )
+    )
+    assert space.parameters["momentum"] == Choice.of([0.0])
+    assert space.parameters["epochs"] == Choice.of([5, 7])
+    assert [type(value) for value in space.parameters["weight_decay"].values or ()] == [float, float]
+    assert "weight_decay: min 0 and max 1 are whole numbers, so W&B takes only whole numbers." in " ".join(
+        space.notices
+    )
+
+
+def test_one_value_speaks_for_all_of_a_range_that_make_no_sense(write: Write) -> None:
+    path = write("method: grid\nparameters:\n  epochs: {min: -5000, max: 3}\n")
+    assert problems_of(path) == ["line 3: epochs: -5000 is below the minimum of 1."]
+
+
 def test_a_value_listed_twice_is_tried_once_and_noticed(write: Write) -> None:
     space = load_space(write("method: grid\nparameters: {lr: {values: [1e-3, 0.001, '1e-3']}}"))
     assert space.grid() == ({"lr": 0.001},)
@@ -360,10 +398,11 @@ def test_the_command_shows_a_sound_file_and_what_a_search_would_refuse(write: Wr
 
 
 def test_the_command_prints_all_problems_and_ends_with_2(write: Write) -> None:
-    done = command(path := write("method: grid\nparameters:\n  lr: {min: 1, max: 2}\n  epochs: 3\n"))
+    done = command(path := write("method: grid\nparameters:\n  lr: {min: 1, max: 2.0}\n  epochs: 3\n"))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
-        f"{path}, line 3: lr: a grid needs each value, not a range. Write values: [1, 2].",
+        f"{path}, line 3: lr: a grid needs each value, not a range. Write values: [...], give it steps "
+        "(q_uniform), or use method random.",
         f"{path}, line 4: epochs: 3 stands where a mapping belongs. Write epochs: {{value: 3}}.",
         "2 problems, nothing was started.",
     ]

@@ -250,16 +250,74 @@ def test_what_stands_for_a_parameter_is_a_mapping_with_a_name(text: str, problem
             "method: grid\nparameters:\n  a: {min: 5, max: 7}\n  b: {min: 0.1, max: 1.0}\n"
             "  c: {values: [1, 2], probabilities: [0.5, 0.5]}\n  d: {distribution: normal}",
             [
-                "line 3: a: a grid needs each value, not a range. Write values: [5, 6, 7].",
-                "line 4: b: a grid needs each value, not a range. Write values: [...], or use method random.",
+                "line 4: b: a grid needs each value, not a range. Write values: [...], give it steps "
+                "(q_uniform), or use method random.",
                 "line 5: c: a grid tries every value, so probabilities have no meaning. Leave them out.",
-                "line 6: d: a grid needs each value, not a range. Write values: [...], or use method random.",
+                "line 6: d: a grid needs each value, not a range. Write values: [...], give it steps "
+                "(q_uniform), or use method random.",
             ],
         ),
     ],
 )
 def test_a_file_that_makes_no_sense_is_found(text: str, expected: list[str]) -> None:
     assert problems(text) == expected
+
+
+def grid(spec: str) -> str:
+    return f"method: grid\nparameters:\n  p: {{{spec}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("spec", "values"),
+    [
+        # W&B's own package `sweeps` 0.3.0, grid_search.py: range(min, max + 1) and numpy.arange(min, max, q)
+        ("min: 5, max: 7", (5, 6, 7)),
+        ("distribution: int_uniform, min: -1, max: 1", (-1, 0, 1)),
+        ("distribution: q_uniform, min: 1, max: 10, q: 2", (1, 3, 5, 7, 9)),
+        ("distribution: q_uniform, min: 0, max: 8, q: 2", (0, 2, 4, 6)),
+        ("distribution: q_uniform, min: 0.1, max: 0.5, q: 0.1", (0.1, 0.2, 0.3, 0.4)),
+        (
+            "distribution: q_uniform, min: 0.1, max: 0.4, q: 0.1",
+            (0.1, 0.2, 0.3, 0.4),
+        ),  # 3.0000000000000004 steps
+        ("distribution: q_uniform, min: 0.05, max: 1, q: 0.3", (0.05, 0.35, 0.65, 0.95)),
+    ],
+)
+def test_grid_tries_each_value_of_a_stepped_range(spec: str, values: tuple[float, ...]) -> None:
+    (only,) = sound(grid(spec)).parameters
+    assert only.distribution == Choice.of(values)
+    assert list(map(type, only.distribution.values or ())) == list(map(type, values))
+
+
+@pytest.mark.parametrize(
+    ("spec", "noticed"),
+    [
+        (
+            "distribution: q_uniform, min: 0, max: 8, q: 2",
+            ["line 3: p: as with W&B, a grid of q_uniform leaves max out. It tries 0, 2, 4, 6."],
+        ),
+        ("distribution: q_uniform, min: 0, max: 9, q: 2", []),
+        ("min: 0, max: 8", []),
+    ],
+)
+def test_grid_that_leaves_out_a_step_at_max_is_noticed(spec: str, noticed: list[str]) -> None:
+    assert notices(grid(spec)) == noticed
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "min: 1, max: 1000000000000000000000000000000",
+        "distribution: q_uniform, min: 0, max: 1, q: 1e-9",
+        "distribution: q_uniform, min: -1e308, max: 1e308, q: 1",
+    ],
+)
+def test_range_of_too_many_values_is_refused_before_they_are_made(spec: str) -> None:
+    _, findings = parse_sweep(grid(spec).encode())
+    assert findings.problems == []
+    assert [finding.text for finding in findings.refusals] == [
+        "p: a grid tries every value, and these are more than 100,000. Use method random."
+    ]
 
 
 def test_mistakes_of_all_kinds_are_found_at_once() -> None:

@@ -81,6 +81,22 @@ def test_best_value_is_a_number_after_a_nan(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("epochs", "failed", "exit_code", "status"),
+    [(5, False, 0, "TERMINATED"), (2, False, 255, "INTERRUPTED"), (2, True, 1, "ERROR")],
+)
+def test_run_of_a_trial_that_the_end_of_the_search_cut_off_is_interrupted(
+    tmp_path: Path, epochs: int, failed: bool, exit_code: int, status: str
+) -> None:
+    tracker = make_tracker(tmp_path, is_over=lambda: True)
+    report(tracker, trial("001"), epochs)
+    tracker.log_trial_end(trial("001"), failed=failed)
+    tracker.finish()
+    run = read_offline_runs(tmp_path)["001"]
+    assert (run.exit_code, run.tags[-1]) == (exit_code, status)
+    assert run.summary["stopped_early"] is False
+
+
+@pytest.mark.parametrize(
     ("epochs", "failed", "ends", "exit_code", "status"),
     [
         (5, False, True, 0, "TERMINATED"),
@@ -172,6 +188,13 @@ def test_other_search_of_the_same_project_has_other_runs(tmp_path: Path) -> None
     search_once(tmp_path / "a", "001", group="a")
     search_once(tmp_path / "b", "001", group="b")
     assert read_offline_runs(tmp_path / "a")["001"].id != read_offline_runs(tmp_path / "b")["001"].id
+
+
+def test_same_name_and_trial_on_other_images_is_another_run(tmp_path: Path) -> None:
+    for folder, images in {"a": "photos", "b": "other photos", "c": "photos"}.items():
+        search_once(tmp_path / folder, "001", work=images)
+    ids = {folder: read_offline_runs(tmp_path / folder)["001"].id for folder in "abc"}
+    assert ids["a"] == ids["c"] != ids["b"]
 
 
 def test_killed_search_leaves_the_rows_it_had(tmp_path: Path) -> None:

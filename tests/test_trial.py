@@ -1,5 +1,6 @@
 """A trial is a pure function: whatever is kept, replayed or resumed, its numbers are the same."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,12 @@ def test_loss_that_explodes_ends_the_trial_with_its_epoch_and_step(images: Path,
         reports_of(make_bench(images, store), config_of(freeze=0.0, optimizer="sgd", lr=1e30, epochs=1))
 
 
+def test_network_that_explodes_in_the_last_step_ends_the_trial_too(images: Path, store: Store) -> None:
+    one_step = config_of(freeze=0.0, optimizer="sgd", lr=1e30, epochs=1, batch_size=64)
+    with pytest.raises(NonFiniteLossError, match="epoch 1: .* validation .* not finite"):
+        reports_of(make_bench(images, store), one_step)
+
+
 def test_report_says_what_was_really_done(images: Path, store: Store) -> None:
     (report,) = reports_of(make_bench(images, store), config_of(freeze=1.0, epochs=1))
     assert report.did["trainable_tensors"] == 2
@@ -182,6 +189,34 @@ def test_deeper_cut_is_computed_from_the_shallower_one(images: Path, store: Stor
     assert bench.take_work().prefix_images == 54
     alone = make_bench(images, Store(store.root.parent / "alone"))
     assert deep == numbers_of(reports_of(alone, config_of(freeze="layer3", epochs=1)))
+
+
+@pytest.mark.parametrize("model", ["resnet18", "timm/vit_tiny_patch16_224"])
+def test_in_bf16_a_trial_does_not_depend_on_what_was_kept_before(
+    model: str, images: Path, store: Store
+) -> None:
+    """A residual stream is fp32 under autocast: kept in bf16 it is not what deeper layers would have seen."""
+    deep = config_of(model=model, freeze=0.9, epochs=1)
+    bench = make_bench(images, store, precision="bf16")
+    reports_of(bench, config_of(model=model, freeze=0.5, epochs=1))
+    after_another = numbers_of(reports_of(bench, deep))
+    alone = make_bench(images, Store(store.root.parent / "alone"), precision="bf16")
+    assert after_another == numbers_of(reports_of(alone, deep))
+
+
+@pytest.mark.parametrize("kept", [frozenset(), frozenset({"layer1.1.relu_1"}), None])
+def test_what_is_kept_changes_no_number(kept: frozenset[str] | None, images: Path, store: Store) -> None:
+    config = config_of(freeze="layer3", epochs=1)
+    bench = make_bench(images, store)
+    if kept is not None:
+        key = bench.job.images_key(config, of_views=False)
+        bench.job = replace(bench.job, kept={key: kept})
+    (report,) = numbers_of(reports_of(bench, config))
+    (plain,) = numbers_of(reports_of(make_bench(images, store, reuse=False), config))
+    assert report["val_accuracy"] == plain["val_accuracy"]
+    assert report["train_loss"] == pytest.approx(plain["train_loss"], abs=1e-5)
+    n_kept = sum(1 for _ in (store.root / "features").glob("*")) if (store.root / "features").exists() else 0
+    assert n_kept == (0 if kept == frozenset() else 1)
 
 
 def test_image_size_of_the_trial_is_what_the_network_sees(images: Path, store: Store) -> None:

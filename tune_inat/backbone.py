@@ -43,7 +43,10 @@ class Head(nn.Module):
 
 
 class Normalize(nn.Module):
-    """Pixels (n, 3, H, W) uint8 to what a network is used to, float32 in the same memory layout."""
+    """Pixels (n, 3, H, W) to what a network is used to, float32 in the same memory layout.
+
+    They are uint8, or float32 where they have been mixed, in 0..255 either way.
+    """
 
     def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
         super().__init__()
@@ -55,7 +58,8 @@ class Normalize(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """The pixels, normalised."""
-        return pixels.float().mul_(self.scale).add_(self.shift)
+        own = pixels.to(torch.float32, copy=True)  # what was mixed is the caller's
+        return own.mul_(self.scale).add_(self.shift)
 
 
 @dataclass(eq=False)

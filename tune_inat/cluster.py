@@ -3,13 +3,13 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 
-from tune_inat.devices import Cluster
+from tune_inat.devices import Cluster, Node
 from tune_inat.errors import ResourceError
 
 # Measured on 2 cores with Ray 2.60, these take Tune's start from 5 s to 1.5 s and its
@@ -21,6 +21,7 @@ QUIET_RAY = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # Tune hands it on: a relative path means the same in the workers
     "RAY_prestart_worker_first_driver": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
@@ -32,6 +33,17 @@ def quiet_ray() -> None:
     """Set what Ray and Tune read from the environment; what the user has set stays."""
     for name, value in QUIET_RAY.items():
         os.environ.setdefault(name, value)
+
+
+def cluster_of(nodes: Sequence[Mapping[str, Any]]) -> Cluster:
+    """The devices of the nodes that are up, as Ray describes them."""
+    machines = tuple(
+        Node(n_cpus=int(node["Resources"].get("CPU", 0)), n_gpus=int(node["Resources"].get("GPU", 0)))
+        for node in nodes
+        if node["Alive"]
+    )
+    n_cpus, n_gpus = sum(node.n_cpus for node in machines), sum(node.n_gpus for node in machines)
+    return Cluster(n_cpus, n_gpus, machines)
 
 
 @contextmanager
@@ -60,8 +72,7 @@ def ray_session(address: str | None, *, n_gpus: int | None = None) -> Iterator[C
         is_started.wait()
         if failure:
             raise _why_no_ray(address, failure[0]) from failure[0]
-        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        return Cluster(n_cpus=int(resources.get("CPU", 0)), n_gpus=int(resources.get("GPU", 0)))
+        return cluster_of(ray.nodes())  # type: ignore[no-untyped-call]
 
     thread = threading.Thread(target=live, name="ray-session", daemon=True)
     thread.start()

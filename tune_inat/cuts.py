@@ -10,11 +10,16 @@ WRITE_RATE = 5e8
 
 @dataclass(frozen=True)
 class Point:
-    """A crossing: bytes that one image takes there, and the operations from the pixels to there."""
+    """A crossing: bytes that one image takes there, and the operations from the pixels to there.
+
+    Attributes:
+        is_exact: whether what is kept there is not rounded, so that layers behind it may go on from it.
+    """
 
     name: str
     n_bytes: int
     flops: int
+    is_exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class Images:
         for need in self.needs:
             smallest: int | None = None
             for point in reversed(self.points[1 : order.index(need.cut) + 1]):
+                if not (point.is_exact or point.name == need.cut):
+                    continue
                 if smallest is None or point.n_bytes < smallest:
                     smallest = point.n_bytes
                     found.add(point.name)
@@ -80,13 +87,13 @@ class Images:
         return next(point for point in self.points if point.name == name)
 
     def _before(self, name: str, there: frozenset[str]) -> Point:
-        return self._last(self.points[: self.points.index(self._point(name))], there)
+        """The nearest crossing before one from which its activations can be computed, else the pixels."""
+        before = self.points[: self.points.index(self._point(name))]
+        usable = (point for point in reversed(before) if point.name in there and point.is_exact)
+        return next(usable, self.points[0])
 
     def _at_or_before(self, name: str, there: frozenset[str]) -> Point:
-        return self._last(self.points[: self.points.index(self._point(name)) + 1], there)
-
-    def _last(self, points: Sequence[Point], there: frozenset[str]) -> Point:
-        return next((point for point in reversed(points) if point.name in there), self.points[0])
+        return self._point(name) if name in there else self._before(name, there)
 
 
 @dataclass(frozen=True)

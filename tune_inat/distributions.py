@@ -1,6 +1,7 @@
 """The distributions of a search space: which value stands at each quantile."""
 
 import math
+import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -12,6 +13,7 @@ from typing import Any, Literal, Protocol
 # Distributions without ends get some: what is rarer than one draw in a million takes the value of that draw.
 # So a draw never leaves what was checked when the file was read.
 TAIL = 1e-6
+MAX_WORDS = 20  # values that a text lists, in all of which a reader would lose the last
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Distribution(Protocol):
 
     @property
     def values(self) -> tuple[Any, ...] | None:
-        """The values, where they were listed one by one: only those can be the axis of a grid."""
+        """The values, where they were listed one by one; `grid_values` lists those of some ranges."""
         ...
 
     def ppf(self, u: float) -> Any:
@@ -89,6 +91,8 @@ class Choice:
         words = [f"{value:g}" if isinstance(value, float) else str(value) for value in self.values]
         if not self.is_even:
             words = [f"{word} ({weight:.0%})" for word, weight in zip(words, self.weights, strict=True)]
+        if len(words) > MAX_WORDS:
+            return f"{', '.join(words[:2])}, ..., {words[-1]} ({len(words):,} values)"
         return ", ".join(words)
 
 
@@ -285,6 +289,38 @@ class Rounded:
 
     def __str__(self) -> str:
         return f"{self.of}, in steps of {self.q:g}"
+
+
+def grid_length(distribution: Distribution) -> int | None:
+    """How many values a grid tries, `None` for what it cannot try: see `grid_values`."""
+    if distribution.values is not None:
+        return len(distribution.values)
+    if isinstance(distribution, Integers):
+        return distribution.high - distribution.low + 1
+    if isinstance(distribution, Rounded) and isinstance(distribution.of, Uniform):
+        n_steps = (distribution.of.high - distribution.of.low) / distribution.q
+        return math.ceil(min(n_steps, sys.maxsize))
+    return None
+
+
+def grid_values(distribution: Distribution) -> tuple[Any, ...]:
+    """The values that a grid tries: those listed, and the ranges that W&B's own grid spells out.
+
+    Of whole numbers these are all. Of a uniform range in steps of `q` they are, as with W&B (`numpy.arange`),
+    `min`, `min + q` and so on below `max`, which is left out: not the multiples of `q` that a draw gives.
+    """
+    n_values = grid_length(distribution)
+    assert n_values is not None, "a grid can try it"
+    if distribution.values is not None:
+        return distribution.values
+    if isinstance(distribution, Integers):
+        numbers = range(distribution.low, distribution.high + 1)
+        return tuple(map(float, numbers)) if distribution.as_float else tuple(numbers)
+    assert isinstance(distribution, Rounded), "all others are listed or whole numbers"
+    low, step = Decimal(repr(distribution.of.ppf(0.0))), Decimal(repr(distribution.q))
+    is_whole = low == int(low) and step == int(step)
+    steps = [low + place * step for place in range(n_values)]  # exact: 0.3, not 0.30000000000000004
+    return tuple(int(number) if is_whole else float(number) for number in steps)
 
 
 def identity(distribution: Distribution) -> dict[str, Any]:

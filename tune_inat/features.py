@@ -50,7 +50,7 @@ class Rows:
     """Images or activations by row, as a trial reads them.
 
     The array on disk is channels-last (N, H, W, C); `take` gives (n, C, H, W) over the same memory layout.
-    Other shapes come as they are.
+    Other shapes come as they are. On a GPU all rows live there if they fit.
     """
 
     def __init__(self, array: npt.NDArray[np.generic], device: torch.device) -> None:
@@ -59,16 +59,22 @@ class Rows:
             tensor = torch.from_numpy(array)
         if tensor.dtype == torch.int16:
             tensor = tensor.view(torch.bfloat16)
-        self.device = device
-        self.n_bytes = array.nbytes
+        self._device = device
         self._tensor = tensor.to(device) if fits(array.nbytes, device) else tensor
+
+    def fetch(self, rows: Tensor) -> Tensor:
+        """The rows (n,) int64, in that order, in memory: on the device if all are there, else ready to go."""
+        taken = self._tensor.index_select(0, rows.to(self._tensor.device))
+        return taken.pin_memory() if taken.device.type != self._device.type else taken
+
+    def finish(self, fetched: Tensor) -> Tensor:
+        """What was fetched, on the device."""
+        batch = fetched.to(self._device, non_blocking=True)
+        return batch.permute(0, 3, 1, 2) if batch.ndim == 4 else batch
 
     def take(self, rows: Tensor) -> Tensor:
         """The rows (n,) int64, in that order, on the device."""
-        taken = self._tensor.index_select(0, rows.to(self._tensor.device))
-        if taken.device != self.device:
-            taken = taken.pin_memory().to(self.device, non_blocking=True)
-        return taken.permute(0, 3, 1, 2) if taken.ndim == 4 else taken
+        return self.finish(self.fetch(rows))
 
 
 def fits(n_bytes: int, device: torch.device) -> bool:

@@ -28,9 +28,10 @@ class CutFigures:
     weights_key: str
     trainable_bytes: int
     model_bytes: int
+    exact: frozenset[str]
 
     @staticmethod
-    def of(network: Network, config: TrialConfig) -> "CutFigures":
+    def of(network: Network, config: TrialConfig, exact: frozenset[str]) -> "CutFigures":
         """The figures of a network for images of its trial's size."""
         traced, size = network.traced, config.image_size
         points = [(name, traced.at(name, size)) for name in traced.crossings]
@@ -45,12 +46,13 @@ class CutFigures:
             weights_key=network.backbone.weights_key,
             trainable_bytes=sum(parameter.nbytes for parameter in network.trainable.values()),
             model_bytes=sum(parameter.nbytes for parameter in parameters),
+            exact=exact,
         )
 
     def points(self, itemsize: int) -> tuple[Point, ...]:
         """The crossings with what an image takes there when a value takes so many bytes; pixels take one."""
         return tuple(
-            Point(name, n_values * (1 if name == INPUT else itemsize), flops)
+            Point(name, n_values * (1 if name == INPUT else itemsize), flops, name in self.exact)
             for name, n_values, flops in self.sizes
         )
 

@@ -154,7 +154,9 @@ class Forecaster:
     def _cut_of(self, config: TrialConfig) -> CutFigures:
         key = (self._job.images_key(config, of_views=False), config.freeze)
         if key not in self._networks:
-            self._networks[key] = CutFigures.of(self._bench.network(config), config)
+            network = self._bench.network(config)
+            exact = self._bench.exact_crossings(network)
+            self._networks[key] = CutFigures.of(network, config, exact)
         return self._networks[key]
 
     def _find_sets(self) -> list[Images]:
@@ -322,8 +324,10 @@ class Forecaster:
     def _base(self, config: TrialConfig, *, of_views: bool) -> str:
         kept = self.choice.kept.get(self._job.images_key(config, of_views=of_views), frozenset())
         cut = self._cut_of(config)
-        up_to_cut = cut.crossings[: cut.depth + 1]
-        return next((name for name in reversed(up_to_cut) if name in kept), INPUT)
+        if cut.name in kept:
+            return cut.name
+        before = reversed(cut.crossings[: cut.depth])
+        return next((name for name in before if name in kept and name in cut.exact), INPUT)
 
     def _step_times(self, config: TrialConfig, n_threads: int) -> StepTimes:
         if n_threads not in self._steps:

@@ -2,16 +2,18 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tune_inat.config import TrialConfig
+from tune_inat.contents import hash_content
 from tune_inat.data import DataSet, find_images, split_images
 from tune_inat.images import Pixels, has_pixels, load_pixels
 from tune_inat.meter import Meter
 from tune_inat.plan import SearchPlan, check_early_stopping, longest_trial, make_plan
-from tune_inat.settings import SearchSettings
+from tune_inat.settings import WEIGHTS_WITHOUT_FILE, SearchSettings
 from tune_inat.space import SearchSpace, load_space
 from tune_inat.store import Store, default_root
 
@@ -23,6 +25,7 @@ class Inputs:
     """What a search works on.
 
     `files` says where the image of each content lies; `pixels` is `None` where they are not decoded yet.
+    `weights` has the hash of each file of weights, by the name that trials call it.
     """
 
     settings: SearchSettings
@@ -33,6 +36,7 @@ class Inputs:
     pixels: Pixels | None
     data: DataSet
     plan: SearchPlan
+    weights: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -40,13 +44,18 @@ class Inputs:
         return seed_of(self.fixed)
 
     def identity(self) -> dict[str, Any]:
-        """What makes this search the same as an earlier one: JSON values only."""
-        return {
+        """What makes this search the same as an earlier one: JSON values only.
+
+        Trials name a file of weights; what is in it now is told here, so that other weights of the same name
+        are another search.
+        """
+        identity: dict[str, Any] = {
             "space": self.space.identity(),
             "images": self.data.fingerprint,
             "parameters": dict(self.fixed),
             "precision": self.settings.precision,
         }
+        return {**identity, "weights": dict(self.weights)} if self.weights else identity
 
 
 def seed_of(fixed: Mapping[str, Any]) -> int:
@@ -80,13 +89,24 @@ def read_inputs(settings: SearchSettings, meter: Meter, store: Store) -> Inputs:
         seed=seed_of(fixed),
         skip_bad_images=settings.skip_bad_images,
     )
-    return Inputs(settings, space, fixed, store, files, pixels, data, plan)
+    return Inputs(settings, space, fixed, store, files, pixels, data, plan, _hash_weights(space, fixed))
 
 
 def open_store(settings: SearchSettings) -> Store:
     """The user's store, within `--cache-gb`."""
     budget = None if settings.cache_gb is None else int(settings.cache_gb * BYTES_PER_GB)
     return Store(default_root(), budget)
+
+
+def _hash_weights(space: SearchSpace, fixed: Mapping[str, Any]) -> dict[str, str]:
+    """The hash of each file of weights; one that cannot be read is refused when it is loaded."""
+    varied = space.parameters["weights"].values if "weights" in space.parameters else None
+    hashes = {}
+    for name in varied or [fixed.get("weights", "default")]:
+        if name not in WEIGHTS_WITHOUT_FILE:
+            with suppress(OSError, ValueError):
+                hashes[name] = hash_content(Path(name))
+    return hashes
 
 
 def _first_image_size(space: SearchSpace, fixed: Mapping[str, Any]) -> int:

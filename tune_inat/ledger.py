@@ -9,7 +9,6 @@ from typing import Any, Literal
 from tune_inat.rows import Row
 
 Status = Literal["TERMINATED", "STOPPED", "ERROR", "SKIPPED"]
-RungEntry = tuple[int, int, float]  # where a trial stands in ASHA: bracket, milestone, metric
 
 LEDGER_FILE = "trials.jsonl"
 
@@ -29,7 +28,6 @@ class TrialRecord:
     status: Status | None = None  # `None` while it runs, or was cut off
     seconds: float = 0.0
     error: str | None = None
-    rungs: list[RungEntry] = field(default_factory=list)
 
     @property
     def is_finished(self) -> bool:
@@ -62,18 +60,10 @@ class Ledger:
             {"event": "epoch", "trial_id": trial_id, "row": row, "trained": trained, "did": dict(did)}
         )
 
-    def end(
-        self,
-        trial_id: str,
-        status: Status,
-        *,
-        seconds: float,
-        error: str | None = None,
-        rungs: list[RungEntry] | None = None,
-    ) -> None:
+    def end(self, trial_id: str, status: Status, *, seconds: float, error: str | None = None) -> None:
         """A trial ended."""
         event = {"event": "end", "trial_id": trial_id, "status": status, "seconds": seconds}
-        self._write({**event, "error": error, "rungs": rungs or []})
+        self._write({**event, "error": error})
 
     def forget(self) -> None:
         """Begin anew, for a search that must not use what an earlier one left."""
@@ -117,4 +107,3 @@ class Ledger:
                 record = self._records[trial_id]
                 record.status, record.seconds = event["status"], event["seconds"]
                 record.error = event["error"]
-                record.rungs = [(int(b), int(m), float(value)) for b, m, value in event["rungs"]]

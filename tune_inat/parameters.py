@@ -105,11 +105,13 @@ def _complaint(name: str, value: Any, details: Sequence[Mapping[str, Any]]) -> s
 
 def fit_distribution(name: str, parameter: SweepParameter, findings: Findings) -> Distribution | None:
     """The distribution with values of the parameter's type, if they all make sense for it."""
-    if not parameter.listed:
+    if parameter.distribution.values is None:
         checked = check_distribution(name, parameter.distribution)
         _note(checked, parameter.line, findings)
         distribution: Distribution | None = checked.value
         return distribution
+    if not parameter.listed:
+        return _fit_axis(name, parameter, parameter.distribution.values, findings)
     values = []
     for value, line in parameter.listed:
         checked = check_value(name, value)
@@ -121,6 +123,22 @@ def fit_distribution(name: str, parameter: SweepParameter, findings: Findings) -
     if len(choice.values) < len(values):
         findings.notices.append(Finding(parameter.line, f"{name}: a value is listed more than once."))
     return choice
+
+
+def _fit_axis(
+    name: str, parameter: SweepParameter, values: Sequence[Any], findings: Findings
+) -> Distribution | None:
+    """A range that a grid spells out. Of values that make no sense the first speaks for the others."""
+    fitting = []
+    for value in values:
+        checked = check_value(name, value)
+        if not checked.is_fine:
+            _note(checked, parameter.line, findings)
+            return None
+        fitting.append(checked.value)
+    if parameter.kind == "int_uniform" and "number" in _kinds(name):
+        findings.notices.append(Finding(parameter.line, _only_whole_numbers(name, values[0], values[-1])))
+    return Choice.of(fitting)
 
 
 def _note(checked: Checked, line: int, findings: Findings) -> None:
@@ -139,10 +157,13 @@ def _as_floats(name: str, distribution: Distribution) -> tuple[Distribution, str
         return replace(distribution, q=float(distribution.q)), None
     if not isinstance(distribution, Integers):
         return distribution, None
-    low, high = distribution.low, distribution.high
-    notice = f"{name}: min {low} and max {high} are whole numbers, so W&B draws only whole numbers. "
-    notice += f"Write {low}.0 and {high}.0 for all between."
+    notice = _only_whole_numbers(name, distribution.low, distribution.high)
+    notice += f" Write {distribution.low}.0 and {distribution.high}.0 for all between."
     return replace(distribution, as_float=True), notice
+
+
+def _only_whole_numbers(name: str, low: int, high: int) -> str:
+    return f"{name}: min {low} and max {high} are whole numbers, so W&B takes only whole numbers."
 
 
 def _without_excluded_ends(name: str, distribution: Distribution) -> Distribution:

@@ -1,5 +1,6 @@
 """What a search will do, decided before any training: its trials, who shares with whom, who goes first."""
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tune_inat.config import TrialConfig
+from tune_inat.distributions import Distribution, Integers, Rounded
 from tune_inat.errors import SpaceError
 from tune_inat.space import SearchSpace
 from tune_inat.store import hash_of
@@ -118,7 +120,27 @@ def longest_trial(space: SearchSpace, fixed: Mapping[str, Any]) -> int:
     """The most epochs that any trial of a space can ask for."""
     if "epochs" not in space.parameters:
         return complete_config({}, {"epochs": fixed["epochs"]} if "epochs" in fixed else {}).epochs
-    return int(space.parameters["epochs"].ppf(1.0))
+    distribution = space.parameters["epochs"]
+    return int(distribution.ppf(1.0) if distribution.values is None else max(distribution.values))
+
+
+def is_of_space(config: Mapping[str, Any], space: SearchSpace, fixed: Mapping[str, Any]) -> bool:
+    """Whether a space, with the values that all trials share, can give this configuration."""
+    point = {name: config.get(name) for name in space.parameters}
+    if not all(_can_give(space.parameters[name], value) for name, value in point.items()):
+        return False
+    return complete_config(point, fixed).model_dump() == config
+
+
+def _can_give(distribution: Distribution, value: Any) -> bool:
+    if distribution.values is not None:
+        return value in distribution.values
+    low, high = distribution.ppf(0.0), distribution.ppf(1.0)
+    if not isinstance(value, int | float) or not low <= value <= high:
+        return False
+    if isinstance(distribution, Rounded):
+        return math.isclose(value, round(value / distribution.q) * distribution.q, rel_tol=1e-9, abs_tol=1e-12)
+    return not isinstance(distribution, Integers) or value == int(value)
 
 
 def check_early_stopping(space: SearchSpace, longest: int) -> None:

@@ -22,7 +22,7 @@ from tune_inat.store import hash_of
 from tune_inat.workbench import Network, Workbench
 
 PROBES_KIND = "probes"
-TIMED_RUNS = 5
+TIMED_RUNS = 3
 ENOUGH_SECONDS = 1.5  # after which no more is timed, however few steps that were
 EVALUATED_IMAGES = 64
 FROZEN_IMAGES = 16

@@ -12,11 +12,17 @@ from torch import Tensor, nn
 from tune_inat.config import TrialConfig
 from tune_inat.store import hash_of
 
+RECIPE_VERSION = 1  # raise it when the same configuration would train to other numbers
 ONECYCLE_RISE = (
     0.3  # share of the steps in which onecycle rises without warmup_epochs, as in torch's OneCycleLR
 )
 ONECYCLE_START = 1 / 25  # its first learning rate as a share of the peak, likewise
 ONECYCLE_END = 1e-4 / 25  # and its last
+
+
+def recipe_key() -> list[int | str]:
+    """What epochs depend on besides configuration and inputs: part of the key of those that are kept."""
+    return [RECIPE_VERSION, torch.__version__]
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,9 @@ class Mix:
     share: float
 
     def features(self, features: Tensor) -> Tensor:
-        """Mixed features (n, ...) of features (n, ...)."""
+        """Mixed features (n, ...) of features (n, ...); of pixels (uint8, a cut at the input) in float32."""
+        if not features.is_floating_point():
+            features = features.float()
         return features.lerp(features[self.partner], 1 - self.share)
 
     def loss(self, logits: Tensor, labels: Tensor, config: TrialConfig, weights: Tensor | None) -> Tensor:

@@ -1,6 +1,7 @@
 """The folder of a search: which one it is, whose it is, and that only one search writes to it."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,20 @@ from tune_inat.store import write_atomically
 
 IDENTITY_FILE = "search.json"
 LOCK_FILE = ".lock"
+STUDY_FILE = "optuna.db"
+MAX_SHORT_NAME = 40  # characters of a part of a folder's name
+
+
+def short_name(source: str) -> str:
+    """What people call a file, a folder or a URI: its last part, fit to be a part of a folder's name."""
+    place = source.split("?")[0] if "://" in source else str(Path(source).resolve())
+    last = re.split(r"[/\\]", place.rstrip("/\\"))[-1]
+    return re.sub(r"[^\w.-]+", "_", last).strip("._-")[:MAX_SHORT_NAME] or "images"
+
+
+def work_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a search's trials are about, whatever its space: this stays the same when the space grows."""
+    return {key: value for key, value in identity.items() if key != "space"}
 
 
 def find_run_folder(storage: Path, name: str | None, proposed: str, identity: Mapping[str, Any]) -> Path:
@@ -38,7 +53,7 @@ def find_run_folder(storage: Path, name: str | None, proposed: str, identity: Ma
     folder = storage / name
     known = _read_identity(folder)
     if known is not None:
-        other = [key for key in identity if key != "space" and known.get(key) != identity[key]]
+        other = [key for key, value in work_identity(identity).items() if known.get(key) != value]
         if other:
             raise UserError(
                 f"--name {name}: {folder} holds a search with other {', '.join(other)}. Choose another name."

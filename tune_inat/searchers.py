@@ -1,6 +1,7 @@
 """Who trains next: leaders before their followers, the known trials of a plan or those Optuna proposes."""
 
 import json
+import math
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,14 +17,19 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from tune_inat.distributions import Distribution
+from tune_inat.distributions import Choice, Distribution, Rounded
+from tune_inat.ledger import TrialRecord
 from tune_inat.metrics import is_better
 from tune_inat.objective import Goal
 from tune_inat.plan import PlannedTrial
+from tune_inat.rows import best_row
+from tune_inat.runs import STUDY_FILE
 from tune_inat.space import SearchSpace
+from tune_inat.store import hash_of
 
-STUDY_FILE = "optuna.db"
 LATENT_SUFFIX = " (quantile)"  # of a parameter that Optuna knows only by its quantile in [0, 1]
+N_BISECTIONS = 40  # to find a value's quantile: to 1e-12
+STUDY_HASH_DIGITS = 8
 
 
 class Proposer(Protocol):
@@ -66,6 +72,9 @@ class OptunaProposer:
     which keeps what they mean. Bergstra et al., "Algorithms for Hyper-Parameter Optimization" (NIPS 2011).
 
     Args:
+        study: its name, as `name_study` gives it.
+        earlier: finished trials of this space. What the study does not know of them, it is told: they are from
+            a space that has since changed, or a kill came between the ledger and the study.
         n_trials: how many trials to propose.
         complete: makes a named trial of a point of the space.
         seed: of TPE. Trials that the study has already shift it, or the same points would come again.
@@ -76,12 +85,12 @@ class OptunaProposer:
         space: SearchSpace,
         folder: Path,
         *,
-        study_name: str,
+        study: str,
+        earlier: Collection[TrialRecord] = (),
         n_trials: int,
         seed: int,
         complete: Callable[[Mapping[str, Any]], PlannedTrial],
     ) -> None:
-        assert space.metric is not None, "a bayes sweep without a metric is refused when it is read"
         self._space = space
         self._n_left = n_trials
         self._complete = complete
@@ -89,15 +98,12 @@ class OptunaProposer:
         self._metric = space.metric.name
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         storage = open_study_storage(folder / STUDY_FILE)
-        n_known = _requeue_unfinished(storage, study_name, space.metric.goal)
+        n_known = _bring_up_to_date(storage, study, space, earlier)
         self._search = OptunaSearch(
-            space={
-                _optuna_name(name, distribution): _dimension(distribution)
-                for name, distribution in space.parameters.items()
-            },
+            space=_dimensions(space),
             metric=self._metric,
             mode=tune_mode(space.metric.goal),
-            study_name=study_name,
+            study_name=study,
             storage=storage,
             seed=(seed + n_known) % 2**32,
         )
@@ -133,13 +139,104 @@ def open_study_storage(path: Path) -> optuna.storages.RDBStorage:
     return optuna.storages.RDBStorage(str(URL.create("sqlite", database=str(path))))
 
 
-def _requeue_unfinished(storage: optuna.storages.BaseStorage, study_name: str, goal: Goal) -> int:
-    """Have what a killed search left running proposed again, first; returns how many trials are known."""
-    study = optuna.create_study(storage=storage, study_name=study_name, direction=goal, load_if_exists=True)
+def name_study(search_name: str, space: SearchSpace) -> str:
+    """The name of a search's study: another one for each metric and range, which Optuna cannot change."""
+    asked = space.identity()
+    return f"{search_name}-{hash_of([asked['metric'], asked['parameters']])[:STUDY_HASH_DIGITS]}"
+
+
+def _bring_up_to_date(
+    storage: optuna.storages.BaseStorage, name: str, space: SearchSpace, earlier: Collection[TrialRecord]
+) -> int:
+    """Tell a study what it does not know to be finished, and have what a kill left running proposed first.
+
+    Returns:
+        How many trials the study knows.
+    """
+    goal = space.metric.goal
+    study = optuna.create_study(storage=storage, study_name=name, direction=goal, load_if_exists=True)
+    untold = list(earlier)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        known = _find(untold, space, trial)
+        if known is not None:
+            untold.remove(known)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
+        if _find(untold, space, trial) is None:
+            study.enqueue_trial(trial.params)
+    for record in untold:
+        study.add_trial(_completed(space, record))
     return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)))
+
+
+def _find(
+    records: Collection[TrialRecord], space: SearchSpace, trial: optuna.trial.FrozenTrial
+) -> TrialRecord | None:
+    """The record of a trial of the study. One that a kill left half asked for has none."""
+    if len(trial.params) < len(space.parameters):
+        return None
+    point = _point(space, trial.params)
+    return next((record for record in records if _is_at(record.config, point)), None)
+
+
+def _is_at(config: Mapping[str, Any], point: Mapping[str, Any]) -> bool:
+    return all(
+        math.isclose(value, config[name], rel_tol=1e-9, abs_tol=1e-12)  # a quantile gives back almost the value
+        if isinstance(value, float)
+        else value == config[name]
+        for name, value in point.items()
+    )
+
+
+def _completed(space: SearchSpace, record: TrialRecord) -> optuna.trial.FrozenTrial:
+    """A finished trial as the study is to know it: by the metric that the search has now."""
+    name, goal = space.metric.name, space.metric.goal
+    return optuna.trial.create_trial(
+        value=best_row(record.rows, name, goal)[name],
+        params={
+            _optuna_name(parameter, distribution): _to_optuna(distribution, record.config[parameter])
+            for parameter, distribution in space.parameters.items()
+        },
+        distributions=_dimensions(space),
+        intermediate_values={int(row["epoch"]): row[name] for row in record.rows},
+    )
+
+
+def _to_optuna(distribution: Distribution, value: Any) -> Any:
+    """What Optuna would have suggested for a value: the value, or its quantile."""
+    native = distribution.optuna()
+    if native is None:
+        return _quantile(distribution, value)
+    return int(value) if native.kind == "int" else value
+
+
+def _quantile(distribution: Distribution, value: Any) -> float:
+    """A quantile at which a value stands; of the many that a listed or rounded value has, the middle."""
+    if isinstance(distribution, Choice):
+        place = distribution.values.index(value)
+        weights = distribution.weights
+        return (math.fsum(weights[:place]) + weights[place] / 2) / math.fsum(weights)
+    first = _bisect(lambda u: bool(distribution.ppf(u) >= value))
+    last = _bisect(lambda u: bool(distribution.ppf(u) > value)) if isinstance(distribution, Rounded) else first
+    return (first + last) / 2
+
+
+def _bisect(holds: Callable[[float], bool]) -> float:
+    """The smallest number in [0, 1] for which it holds; 1 where it never does."""
+    low, high = 0.0, 1.0
+    if holds(low):
+        return low
+    for _ in range(N_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
+
+
+def _dimensions(space: SearchSpace) -> dict[str, BaseDistribution]:
+    return {
+        _optuna_name(name, distribution): _dimension(distribution)
+        for name, distribution in space.parameters.items()
+    }
 
 
 def _optuna_name(name: str, distribution: Distribution) -> str:
@@ -176,16 +273,30 @@ class FamilySearcher(Searcher):
 
     A follower is handed out when no trial of its family runs: then the epochs it shares are in the store,
     and it replays them. If its leader was stopped early, it goes on from there.
+
+    Args:
+        n_ahead: how many trials to know beforehand: all of a plan, one of Optuna's.
+        reuse: without it no trial has anything to wait for.
+        is_over: whether the search is being ended. Then no more trials are handed out, and of one that ends
+            short its proposer is not told, so that it comes again when the search goes on.
     """
 
     def __init__(
-        self, proposer: Proposer, *, metric: str, goal: Goal, n_ahead: int, reuse: bool = True
+        self,
+        proposer: Proposer,
+        *,
+        metric: str,
+        goal: Goal,
+        n_ahead: int,
+        reuse: bool = True,
+        is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(metric=metric, mode=tune_mode(goal))
         self._proposer = proposer
-        self._n_ahead = n_ahead  # how many trials to know beforehand: all of a plan, one of Optuna's
+        self._n_ahead = n_ahead
         self._goal = goal
-        self._reuse = reuse  # without it no trial has anything to wait for
+        self._reuse = reuse
+        self._is_over = is_over
         self._waiting: list[PlannedTrial] = []
         self._running: dict[str, PlannedTrial] = {}  # by Ray's id
         self._best: dict[str, float] = {}
@@ -195,6 +306,8 @@ class FamilySearcher(Searcher):
         self, trial_id: str
     ) -> dict[str, Any] | str | None:
         """Tune's question for one more trial: its config, `None` for "not now", or FINISHED."""
+        if self._is_over():
+            return Searcher.FINISHED
         self._fill()
         trial = next((trial for trial in self._waiting if self._is_ready(trial)), None)
         if trial is None:
@@ -221,8 +334,10 @@ class FamilySearcher(Searcher):
         if result is not None and self.metric in result and "epoch" in result:
             self.on_trial_result(trial_id, result)
         trial = self._running.pop(trial_id)
-        self._last_epoch.pop(trial_id, None)
+        last_epoch = self._last_epoch.pop(trial_id, 0)
         best = self._best.pop(trial_id, None)
+        if not error and last_epoch < trial.config.epochs and self._is_over():
+            return
         self._proposer.on_end(trial, None if error else best)
 
     def save(self, checkpoint_path: str) -> None:

@@ -1,6 +1,7 @@
 """What a user asks of a search, and what follows from it for all of its trials."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,6 +13,8 @@ from tune_inat.wording import complaint, did_you_mean
 SAMPLE = "sample"
 SAMPLE_MODEL = "timm/tf_efficientnet_lite0"
 SAMPLE_IMAGE_SIZE = 96
+WEIGHTS_WITHOUT_FILE = ("default", "none")
+MAX_NAME_BYTES = 120  # W&B's groups end at 128, file systems at 255
 
 
 class SearchSettings(BaseModel):
@@ -60,7 +63,7 @@ class SearchSettings(BaseModel):
         twice = [name for name in chosen if name in self.overrides]
         if twice:
             raise UserError([f"--set {name}: --{name.replace('_', '-')} says it already." for name in twice])
-        return {**chosen, **self.overrides}
+        return _with_whole_paths({**chosen, **self.overrides})
 
     def fixed(self) -> dict[str, Any]:
         """The values that trials share where the space does not vary them: what is given, and defaults."""
@@ -83,16 +86,36 @@ def make_settings(**arguments: Any) -> SearchSettings:
     except ValidationError as error:
         problems = {str(item["loc"][0]): _problem(item) for item in error.errors()}  # one for each argument
         raise UserError(list(problems.values())) from error
-    problem = _storage_problem(settings)
-    if problem is not None:
-        raise UserError(problem)
+    further = [text for text in (_storage_problem(settings), _name_problem(settings)) if text is not None]
+    if further:
+        raise UserError(further)
     return settings
+
+
+def _with_whole_paths(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A weights file by its whole path: named from anywhere it is the same trial, and every process finds it."""
+    weights = given.get("weights")
+    if not isinstance(weights, str) or weights in WEIGHTS_WITHOUT_FILE:
+        return dict(given)
+    return {**given, "weights": str(Path(weights).expanduser().resolve())}
 
 
 def _storage_problem(settings: SearchSettings) -> str | None:
     if "://" not in settings.storage:
         return None
     return f"--storage {settings.storage}: results are written to a local folder. Copy it there afterwards."
+
+
+def _name_problem(settings: SearchSettings) -> str | None:
+    """A name is one folder in --storage, and nothing else."""
+    name = settings.name
+    if name is None:
+        return None
+    if any(character in name for character in "/\\\0") or not name.strip(". "):
+        return f"--name {name}: it has to be the name of one folder, such as birds. --storage says where it is."
+    if len(name.encode()) > MAX_NAME_BYTES:
+        return f"--name {name[:20]}...: it is longer than {MAX_NAME_BYTES} bytes."
+    return None
 
 
 def _problem(item: Mapping[str, Any]) -> str:

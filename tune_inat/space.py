@@ -16,14 +16,13 @@ from tune_inat.distributions import Distribution, identity
 from tune_inat.errors import SpaceError, run_command
 from tune_inat.objective import DEFAULT_METRIC, GOALS, METRICS, Metric, metric_name
 from tune_inat.parameters import canonical_name, check_value, fit_distribution, leaf_name, unknown_name
-from tune_inat.sweep import EarlyStopping, Sweep, parse_sweep
+from tune_inat.sweep import MAX_GRID, EarlyStopping, Sweep, parse_sweep
 from tune_inat.sweep_report import SweepReport
 from tune_inat.sweep_schema import Findings
 from tune_inat.wording import did_you_mean
 from tune_inat.yaml_lines import MAX_BYTES, Finding, Leaf, read_yaml
 
 TEST_HINT = "The test images are read once, for the best trial; val_accuracy is of the validation images."
-MAX_GRID = 100_000  # trials; a larger grid is a mistake, and would fill the memory before it starts
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """What epochs left: the metrics of each one and the tensors to go on from, by family of trials."""
 
 import json
-from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tune_inat.rows import Row
-from tune_inat.store import hash_of, write_atomically
+from tune_inat.store import FAMILY_RECORD, family_lock, hash_of, write_atomically
 
-RECORD_FILE = "epochs.json"
+RECORD_FILE = FAMILY_RECORD
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,16 @@ class FamilyStates:
 
     def __init__(self, root: Path, family_key: str) -> None:
         self.folder = root / family_key
-        self._lock = root / f".{family_key}.lock"
 
-    def exclusively(self) -> AbstractContextManager[object]:
-        """Hold the family; others wait until it is let go, or its holder dies."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock: AbstractContextManager[object] = FileLock(self._lock)
-        return lock
+    @contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """Hold the family; others wait until it is let go, or its holder dies. It counts as used now."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(family_lock(self.folder)):
+            self.folder.mkdir(exist_ok=True)
+            with suppress(FileNotFoundError):
+                os.utime(self.folder / RECORD_FILE)
+            yield
 
     def record(self) -> Record:
         """The epochs recorded so far. A torn or altered record counts as none."""

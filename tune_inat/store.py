@@ -7,18 +7,25 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
+from tune_inat.disk import size_of
 from tune_inat.errors import ResourceError
 
 CACHE_VARIABLE = "TUNE_INAT_CACHE"
 ENTRY_FILE = "entry.json"  # written last: an entry without it, or that disagrees with it, is not whole
 FORMAT_VERSION = 1
+STATES_KIND = "states"  # its folders are families' (see `states.FamilyStates`): no entries, they grow
+FAMILY_RECORD = "epochs.json"  # its time of change is that of the family's last use
+DOWNLOADED_KINDS = frozenset({"data", "remote"})  # where data sets that were fetched are kept
+LEFT_OVER = frozenset({".part", ".gone", ".tmp"})  # what a process that was killed leaves
+LEFT_OVER_SECONDS = 24 * 3600.0  # until then a build may go on from what an earlier one left
 
 
 def default_root() -> Path:
@@ -33,6 +40,21 @@ def hash_of(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def family_lock(folder: Path) -> Path:
+    """The lock file of a family's folder, held by who trains the family."""
+    return folder.with_name(f".{folder.name}.lock")
+
+
+@dataclass(frozen=True)
+class _Holding:
+    """Something in the store that may go when room is needed."""
+
+    path: Path
+    n_bytes: int
+    used: float  # seconds since the epoch
+    lock: Path  # held by who builds or removes it, and for a family by who trains it
+
+
 class Store:
     """Folders by key under one root: built aside, checked, renamed into place.
 
@@ -40,7 +62,7 @@ class Store:
 
     Args:
         root: made, readable by its owner only, when the first entry is built.
-        budget_bytes: the size over which the oldest unused entries go when one is built; `None` is no limit.
+        budget_bytes: how large all that is under the root may be, see `make_room`; `None` is no limit.
     """
 
     def __init__(self, root: Path, budget_bytes: int | None = None) -> None:
@@ -85,7 +107,7 @@ class Store:
                 _seal(aside)
                 aside.rename(folder)
             self._hold(folder)
-        self._make_room()
+        self.make_room()
         return folder
 
     def release(self, kind: str, key: str) -> None:
@@ -110,6 +132,46 @@ class Store:
                 continue
             yield folder, n_bytes, used
 
+    def make_room(self) -> None:
+        """Remove what was unused for longest until all that is under the root fits the budget.
+
+        First goes what killed processes left more than a day ago, then entries and families of epochs, the
+        oldest use first. What is in use stays, and so do data sets that were downloaded or copied: they count,
+        but only their owner knows what it costs to fetch them again.
+        """
+        if self.budget_bytes is None:
+            return
+        excess = size_of(self.root) - self.budget_bytes
+        if excess <= 0:
+            return
+        entries = (_Holding(*entry, self._lock(entry[0])) for entry in self.entries())
+        in_use_order = sorted([*entries, *self._families()], key=lambda holding: holding.used)
+        for holding in [*self._left_over(), *in_use_order]:
+            if excess <= 0:
+                return
+            if _remove_if_unused(holding):
+                excess -= holding.n_bytes
+
+    def _families(self) -> Iterator[_Holding]:
+        for folder in (self.root / STATES_KIND).glob("[!.]*"):
+            with suppress(FileNotFoundError):  # removed by another process since
+                record = folder / FAMILY_RECORD
+                used = (record if record.exists() else folder).stat().st_mtime
+                yield _Holding(folder, size_of(folder), used, family_lock(folder))
+
+    def _left_over(self) -> Iterator[_Holding]:
+        """Half-built, half-removed and half-written things of entries and families, old enough to go."""
+        limit = time.time() - LEFT_OVER_SECONDS
+        for path in [*self.root.glob("*/.*"), *self.root.glob(f"{STATES_KIND}/*/.*")]:
+            if path.suffix not in LEFT_OVER or path.relative_to(self.root).parts[0] in DOWNLOADED_KINDS:
+                continue
+            with suppress(FileNotFoundError):
+                used = max(part.lstat().st_mtime for part in (path, *path.rglob("*")))
+                if used < limit:
+                    n_bytes = size_of(path) if path.is_dir() else path.stat().st_size
+                    key = path.name[1:].partition(".")[0]
+                    yield _Holding(path, n_bytes, used, self._lock(path.with_name(key)))
+
     def _make_root(self) -> None:
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -124,11 +186,17 @@ class Store:
                 f"Set {CACHE_VARIABLE} to a folder that you can write to."
             )
 
+    def _lock(self, folder: Path) -> Path:
+        """The lock file of an entry's folder, or of a family's."""
+        if folder.parent.name == STATES_KIND:
+            return family_lock(folder)
+        return self.root / "locks" / f"{folder.parent.name}-{folder.name}.lock"
+
     @contextmanager
     def _locked(self, folder: Path) -> Iterator[None]:
-        locks = self.root / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"{folder.parent.name}-{folder.name}.lock"):
+        lock = self._lock(folder)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
             yield
 
     def _hold(self, folder: Path) -> None:
@@ -143,33 +211,6 @@ class Store:
             descriptor = os.open(entry, os.O_RDONLY)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             self._held[folder] = descriptor
-
-    def _make_room(self) -> None:
-        """Remove the entries unused for longest until the budget holds. What is in use stays."""
-        if self.budget_bytes is None:
-            return
-        entries = sorted(self.entries(), key=lambda entry: entry[2])
-        excess = sum(n_bytes for _, n_bytes, _ in entries) - self.budget_bytes
-        for folder, n_bytes, _ in entries:
-            if excess <= 0:
-                return
-            if self._remove_if_unused(folder):
-                excess -= n_bytes
-
-    def _remove_if_unused(self, folder: Path) -> bool:
-        import fcntl
-
-        locks = self.root / "locks"
-        try:
-            with FileLock(locks / f"{folder.parent.name}-{folder.name}.lock", timeout=0):
-                with (folder / ENTRY_FILE).open("rb") as entry:
-                    fcntl.flock(entry, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    doomed = folder.with_name(f".{folder.name}.{os.getpid()}.{time.monotonic_ns()}.gone")
-                    folder.rename(doomed)
-                shutil.rmtree(doomed)
-        except (Timeout, BlockingIOError, FileNotFoundError):  # in use, or gone already
-            return False
-        return True
 
 
 def is_whole(folder: Path) -> bool:
@@ -195,6 +236,34 @@ def write_atomically(path: Path, content: bytes) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _remove_if_unused(holding: _Holding) -> bool:
+    """Remove it, unless someone builds, trains or uses it; whether it is gone."""
+    path = holding.path
+    try:
+        holding.lock.parent.mkdir(exist_ok=True)
+        with FileLock(holding.lock, timeout=0):
+            if not path.is_dir():
+                path.unlink()
+            elif path.suffix in LEFT_OVER:
+                shutil.rmtree(path)
+            else:
+                _refuse_if_held(path)
+                doomed = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.gone")
+                path.rename(doomed)
+                shutil.rmtree(doomed)
+    except (Timeout, BlockingIOError, FileNotFoundError):  # in use, or gone already
+        return False
+    return True
+
+
+def _refuse_if_held(folder: Path) -> None:
+    """Raise `BlockingIOError` for an entry that a process uses; families have no such mark."""
+    import fcntl
+
+    with suppress(FileNotFoundError), (folder / ENTRY_FILE).open("rb") as entry:
+        fcntl.flock(entry, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _seal(folder: Path) -> None:

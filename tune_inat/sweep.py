@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tune_inat.distributions import Distribution, Integers
+from tune_inat.distributions import Choice, Distribution, Rounded, grid_length, grid_values
 from tune_inat.sweep_schema import (
     AGENT_KEYS,
     EXPONENT_KINDS,
@@ -30,7 +30,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")  # of a parameter, in W&B's sche
 Names = dict[tuple[str, ...], int]
 
 MAX_RUNGS = 100  # as with W&B: more would be one after each epoch
-MAX_SPELLED_OUT = 12  # values of a range that a message about a grid lists
+MAX_GRID = 100_000  # trials; a larger grid is a mistake, and would fill the memory before it starts
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ def parse_sweep(content: bytes) -> tuple[Sweep, Findings]:
     method = root.plain().get("method")
     names: Names = {}
     parameters = _parameters(root, names, findings)
+    if method == "grid":
+        parameters = tuple(_grid_axis(parameter, findings) for parameter in parameters)
     sweep = Sweep(
         head=head,
         method=method if method in ("grid", "random", "bayes") else None,
@@ -160,28 +162,42 @@ def _check_method(sweep: Sweep, root: Table, findings: Findings) -> None:
         findings.problems.append(Finding(line, "method bayes needs a metric: what to optimize."))
     if sweep.method == "bayes" and sweep.names and all(map(_is_constant, sweep.parameters)):
         findings.problems.append(Finding(line, "method bayes needs a parameter that varies."))
-    if sweep.method == "grid":
-        for parameter in sweep.parameters:
-            text = _no_grid_axis(parameter)
-            if text is not None:
-                findings.problems.append(Finding(parameter.line, f"{parameter.name}: {text}"))
 
 
 def _is_constant(parameter: SweepParameter) -> bool:
     return parameter.distribution.values is not None and len(parameter.distribution.values) == 1
 
 
-def _no_grid_axis(parameter: SweepParameter) -> str | None:
-    """Why a grid cannot have this parameter, if so."""
-    distribution = parameter.distribution
+def _grid_axis(parameter: SweepParameter, findings: Findings) -> SweepParameter:
+    """The parameter as a choice among the values that a grid tries; among the findings, why it cannot."""
+    place, distribution = Finding(parameter.line, parameter.name), parameter.distribution
+    n_values = grid_length(distribution)
     if parameter.weights is not None:
-        return "a grid tries every value, so probabilities have no meaning. Leave them out."
-    if distribution.values is not None:
-        return None
-    if isinstance(distribution, Integers) and distribution.high - distribution.low < MAX_SPELLED_OUT:
-        values = list(range(distribution.low, distribution.high + 1))
-        return f"a grid needs each value, not a range. Write values: {values}."
-    return "a grid needs each value, not a range. Write values: [...], or use method random."
+        text = "a grid tries every value, so probabilities have no meaning. Leave them out."
+        findings.problems.append(_about(place, text))
+    elif n_values is None:
+        text = "a grid needs each value, not a range. Write values: [...], give it steps (q_uniform), "
+        findings.problems.append(_about(place, f"{text}or use method random."))
+    elif n_values > MAX_GRID:
+        text = f"a grid tries every value, and these are more than {MAX_GRID:,}. Use method random."
+        findings.refusals.append(_about(place, text))
+    elif distribution.values is None:
+        axis = Choice.of(grid_values(distribution))
+        if isinstance(distribution, Rounded) and _lacks_its_max(distribution, axis):
+            text = f"as with W&B, a grid of q_uniform leaves max out. It tries {axis}."
+            findings.notices.append(_about(place, text))
+        return replace(parameter, distribution=axis)
+    return parameter
+
+
+def _lacks_its_max(distribution: Rounded, axis: Choice) -> bool:
+    """Whether a grid ends one step before the range does."""
+    return math.isclose(axis.values[-1] + distribution.q, distribution.of.ppf(1.0))
+
+
+def _about(place: Finding, text: str) -> Finding:
+    """A finding about what stands at a place."""
+    return Finding(place.line, f"{place.text}: {text}")
 
 
 def _parameters(root: Table, names: Names, findings: Findings) -> tuple[SweepParameter, ...]:

@@ -150,6 +150,15 @@ class Traced:
         """What crosses at a point, for images of a size (`None`: the backbone's)."""
         return self._measure(image_size or self.backbone.image_size).crossings[crossing]
 
+    @torch.no_grad()
+    def types(self, images: Tensor) -> dict[str, torch.dtype]:
+        """The type of what crosses at each point where one tensor does, for images (n, 3, S, S) float32."""
+        if self._graph is None:
+            return {INPUT: images.dtype}
+        run = _Types(fx.GraphModule(self.backbone.model, self._graph.part(INPUT, None)))
+        run.run(images)
+        return {name: run.types[name] for name in self.crossings}
+
     def flops_between(self, start: str, end: str | None = None, image_size: int | None = None) -> int:
         """The floating-point operations from a crossing to another, or to the logits, for one image."""
         measured = self._measure(image_size or self.backbone.image_size)
@@ -231,6 +240,20 @@ def _can_be_kept(value: Tensor, version: int) -> bool:
     """Whether a value holds numbers, an image a row, that no later step overwrote."""
     is_by_image = value.ndim > 1 and value.shape[0] == PROBE_IMAGES
     return is_by_image and value.is_floating_point() and value._version == version
+
+
+class _Types(fx.Interpreter):
+    """Runs a graph and notes of which type each step's tensor is."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.types: dict[str, torch.dtype] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.types[n.meta.get("step", OUTPUT)] = value.dtype
+        return value
 
 
 class _Probe(fx.Interpreter):

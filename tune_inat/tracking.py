@@ -16,12 +16,16 @@ import wandb
 from ray.air.integrations.wandb import WandbLoggerCallback
 from ray.tune.result import AUTO_RESULT_KEYS, DEBUG_METRICS
 
-from tune_inat.wandb_writer import DONE, FAILED, Patience, RunStart, RunWriter, SearchRecord
+from tune_inat.wandb_writer import DONE, FAILED, INTERRUPTED, Patience, RunStart, RunWriter, SearchRecord
 
 Mode = Literal["online", "offline", "disabled"]
 
 DEFAULT_PATIENCE = Patience()
 BOOKKEEPING = frozenset((*AUTO_RESULT_KEYS, *DEBUG_METRICS, "done", "should_checkpoint", "experiment_tag"))
+
+
+def _never() -> bool:
+    return False
 
 
 class TrialLike(Protocol):
@@ -57,6 +61,9 @@ class WandbTracker(WandbLoggerCallback):
         run_config: settings of the search, beside the trial's parameters in each run's config.
         varied: the parameters to name a run by.
         excludes: numbers in Tune's results that are no metrics.
+        work: a hash of what the trials are about, images above all: the same trial id in a search of the same
+            name on other images is another run.
+        is_over: whether the search is being ended, by time or Ctrl-C: what ends short then was interrupted.
     """
 
     def __init__(
@@ -72,6 +79,8 @@ class WandbTracker(WandbLoggerCallback):
         run_config: Mapping[str, Any] | None = None,
         varied: Sequence[str] = (),
         excludes: Sequence[str] = (),
+        work: str = "",
+        is_over: Callable[[], bool] = _never,
         patience: Patience = DEFAULT_PATIENCE,
     ) -> None:
         super().__init__(project=project, group=group, excludes=list(excludes))
@@ -79,12 +88,14 @@ class WandbTracker(WandbLoggerCallback):
         self._is_online = mode == "online"
         self._run_config = dict(run_config or {})
         self._varied = tuple(varied)
+        self._work = work
+        self._is_over = is_over
         self._patience = patience
         self._writer: RunWriter | None = None
-        self._open: set[str] = set()  # ids of the runs that have started and not ended
+        self._open: dict[str, int] = {}  # the last epoch of each run that has started and not ended, by its id
 
     def __getstate__(self) -> dict[str, Any]:  # Tuner pickles its callbacks
-        return {**self.__dict__, "_writer": None, "_open": set()}
+        return {**self.__dict__, "_writer": None, "_open": {}, "_is_over": _never}
 
     def __del__(self) -> None:  # Ray's own speaks to actors, of which there are none
         return
@@ -105,7 +116,7 @@ class WandbTracker(WandbLoggerCallback):
         run_id = self._run_id(trial)
         if run_id in self._open:
             return
-        self._open.add(run_id)
+        self._open[run_id] = 0
         named = [f"{name}={_short(params[name])}" for name in self._varied if name in params]
         start = RunStart(
             id=run_id,
@@ -119,6 +130,7 @@ class WandbTracker(WandbLoggerCallback):
         """Write the row of an epoch."""
         self.log_trial_start(trial)
         if "epoch" in result:
+            self._open[self._run_id(trial)] = int(result["epoch"])
             row = {
                 name: _plain(value)
                 for name, value in result.items()
@@ -134,8 +146,9 @@ class WandbTracker(WandbLoggerCallback):
         """Close the trial's run; a trial may fail before it has started."""
         self.log_trial_start(trial)
         run_id = self._run_id(trial)
-        self._open.discard(run_id)
-        self._put(partial(RunWriter.end, run_id=run_id, exit_code=FAILED if failed else DONE))
+        is_short = self._open.pop(run_id) < trial.config["params"]["epochs"]
+        exit_code = FAILED if failed else INTERRUPTED if is_short and self._is_over() else DONE
+        self._put(partial(RunWriter.end, run_id=run_id, exit_code=exit_code))
 
     def on_experiment_end(self, trials: Sequence[TrialLike], **_: Any) -> None:
         """Close what is still open; Tune calls this at the end, and on Ctrl-C."""
@@ -156,7 +169,8 @@ class WandbTracker(WandbLoggerCallback):
 
     def _run_id(self, trial: TrialLike) -> str:
         """The same for the same trial of the same search, on every machine."""
-        key = json.dumps([self._search.project, self._search.group, trial.config["trial_id"]])
+        search = [self._search.project, self._search.group, self._work]
+        key = json.dumps([*search, trial.config["trial_id"]])
         return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 

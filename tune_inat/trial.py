@@ -23,7 +23,7 @@ from tune_inat.recipe import (
     training_loss,
 )
 from tune_inat.rows import Row, best_row
-from tune_inat.sources import Source
+from tune_inat.sources import Source, batches_ahead, batches_in_turn
 from tune_inat.states import FamilyStates, to_cpu
 from tune_inat.workbench import Network, Workbench
 
@@ -196,10 +196,10 @@ class Trainer:
         n_correct = torch.zeros((), dtype=torch.int64, device=self._device)
         steps = batches(draws.order, config.batch_size)
         rates: list[float] = []
-        for number, picked in enumerate(steps):
+        for number, (picked, features) in enumerate(zip(steps, self._batches(steps, epoch), strict=True)):
             if is_interrupted():
                 raise InterruptedTrialError
-            loss, correct = self._forward(picked, epoch, number)
+            loss, correct = self._forward(features, picked, epoch, number)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             rates.append(self._optimizer.step((epoch - 1) * len(steps) + number, len(steps)))
             losses.append(loss.detach())
@@ -208,9 +208,11 @@ class Trainer:
         train_loss = _mean_loss(torch.stack(losses).double().cpu(), sizes, epoch)
         train_seconds = time.perf_counter() - started
         logits = predict(self._bench, self.network, self._val, len(self._job.data.val.labels))
+        if not np.isfinite(logits).all():
+            raise NonFiniteLossError(
+                f"epoch {epoch}: the network's output for validation images is not finite"
+            )
         validation = evaluate(logits, self._job.data.val.labels)
-        if not math.isfinite(validation.loss):
-            raise NonFiniteLossError(f"epoch {epoch}: the validation loss is {validation.loss}")
         return {
             "epoch": epoch,
             "train_loss": train_loss,
@@ -224,9 +226,12 @@ class Trainer:
             "epoch_seconds": time.perf_counter() - started,
         }
 
-    def _forward(self, picked: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+    def _batches(self, steps: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
+        read = batches_ahead if self._device.type == "cuda" else batches_in_turn
+        return read(self._train, steps, epoch)
+
+    def _forward(self, features: Tensor, picked: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         """The loss () of a step and how many images () the network, as it is, gets right."""
-        features = self._train.take(picked, epoch)
         labels = self._labels[picked.to(self._device)]
         mix = draw_mix(self._config, epoch, step, len(picked), self._device)
         if mix is not None:

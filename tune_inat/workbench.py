@@ -29,6 +29,7 @@ from tune_inat.store import Store, hash_of
 from tune_inat.tracing import Traced, trace
 
 STATES_KIND = "states"
+GPU_SHARE_FOR_TRIALS = 0.9  # the rest is for the process that conducts the search, and for contexts
 FIRST_FRESH_VIEW = 1000  # fresh views are numbered from here, kept ones below
 Part = Literal["train", "val", "test"]
 
@@ -90,15 +91,20 @@ class Work:
     prefix_images: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class LoadedBackbone:
-    """A backbone on its device, and what it takes to make it new again."""
+    """A backbone on its device, and what it takes to make it new again.
+
+    Attributes:
+        exact: see `Workbench.exact_crossings`; `None` until someone asks.
+    """
 
     key: tuple[object, ...]
     backbone: Backbone
     normalize: Normalize
     traced: Traced
     pristine: Mapping[str, Tensor]
+    exact: frozenset[str] | None = None
 
     def cut(self, freeze: float | str) -> Network:
         """The network as a freezing cuts it."""
@@ -153,6 +159,8 @@ class Workbench:
 
     def network(self, config: TrialConfig) -> Network:
         """A trial's network as it is before the first step."""
+        if self.device.type == "cuda":
+            self._rows.clear()  # those of the trial before would keep its memory
         loaded = self.load(config)
         restore(loaded.backbone, loaded.pristine, seed=config.seed, dropout=config.dropout)
         return loaded.cut(config.freeze)
@@ -194,8 +202,16 @@ class Workbench:
             depths.append((config.model, network.traced.crossings.index(network.cut), config))
         for _, _, config in sorted(depths, key=lambda depth: depth[:2]):
             network = self.network(config)
-            self.source(network, config, "train")
-            self.source(network, config, "val")
+            for part in ("train", "val"):
+                self.source(network, config, part)
+        self.rest()
+
+    def rest(self) -> None:
+        """Let go of a GPU's memory, so that trials have it."""
+        if self.device.type == "cuda":
+            self._loaded = None
+            self._rows.clear()
+            torch.cuda.empty_cache()
 
     def _distinct(self, configs: Sequence[TrialConfig]) -> list[TrialConfig]:
         """One configuration for each network and freezing and set of views, model by model."""
@@ -234,8 +250,11 @@ class Workbench:
         if kept is None:  # nothing was decided: each cut is kept
             return network.cut
         crossings = network.traced.crossings
-        up_to_cut = crossings[: crossings.index(network.cut) + 1]
-        return next((name for name in reversed(up_to_cut) if name in kept), INPUT)
+        before = reversed(crossings[: crossings.index(network.cut)])
+        if network.cut in kept:
+            return network.cut
+        exact = self.exact_crossings(network)
+        return next((name for name in before if name in kept and name in exact), INPUT)
 
     def _plain_source(
         self, network: Network, pixels: Pixels, rows: npt.NDArray[np.int64], base: str
@@ -261,12 +280,32 @@ class Workbench:
     def _nearest(self, network: Network, pixels: Pixels, cut: CutFeatures) -> tuple[Rows, nn.Module]:
         """The deepest activations before a cut that are there already, and the layers from them to it."""
         crossings = network.traced.crossings
+        exact = self.exact_crossings(network)
         for crossing in reversed(crossings[1 : crossings.index(cut.cut)]):
             shallower = replace(cut, cut=crossing)
-            if has_features(self.job.store, shallower):
+            if crossing in exact and has_features(self.job.store, shallower):
                 array = open_features(self.job.store, shallower)
                 return Rows(array, self.device), network.traced.segment(crossing, cut.cut)
         return self._rows_of(pixels.key, pixels.array), network.to_crossing(cut.cut)
+
+    def exact_crossings(self, network: Network) -> frozenset[str]:
+        """The crossings whose values are kept as they are, so that layers behind them see no difference.
+
+        In bf16 some layers compute in fp32 all the same (residual streams, LayerNorm). What is kept of those
+        is rounded, which is right at a trial's own cut and nowhere else.
+        """
+        crossings = network.traced.crossings
+        if self.job.precision == "fp32":
+            return frozenset(crossings)
+        loaded = self._loaded
+        assert loaded is not None, "a network's backbone is loaded"
+        if loaded.exact is None:
+            size = network.backbone.image_size
+            pixels = torch.zeros(2, 3, size, size, dtype=torch.uint8, device=self.device)
+            with torch.no_grad(), self.autocast():
+                types = network.traced.types(network.normalize(pixels))
+            loaded.exact = frozenset(name for name in crossings if types[name] == torch.bfloat16)
+        return loaded.exact
 
     def _fresh_source(self, network: Network, config: TrialConfig, split: Split) -> FreshSource:
         assert config.augment != "none"
@@ -336,18 +375,24 @@ class Workbench:
 
 def open_worker_bench(job: Job) -> Workbench:
     """The workbench of a process that trains: its share of the cores, and of a GPU if it was given one."""
-    device = torch.device(job.device)
     torch.set_num_threads(job.n_threads)
-    if device.type == "cuda":
-        torch.backends.cudnn.deterministic = True
-        if job.memory_fraction is not None:
-            torch.cuda.set_per_process_memory_fraction(job.memory_fraction)
+    device = _open_device(job.device)
+    if device.type == "cuda" and job.memory_fraction is not None:
+        torch.cuda.set_per_process_memory_fraction(job.memory_fraction * GPU_SHARE_FOR_TRIALS, device)
     return Workbench(job, device, SilentMeter())
 
 
 def open_driver_bench(job: Job, meter: Meter) -> Workbench:
     """The workbench of the process that conducts a search: all cores, and the first GPU if there is one."""
-    has_gpu = job.device == "cuda" and torch.cuda.is_available()
     n_threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(n_threads)
-    return Workbench(job, torch.device("cuda" if has_gpu else "cpu"), meter, n_threads=n_threads)
+    device = _open_device(job.device if torch.cuda.is_available() else "cpu")
+    return Workbench(job, device, meter, n_threads=n_threads)
+
+
+def _open_device(kind: Literal["cpu", "cuda"]) -> torch.device:
+    """The device by its number, which some of torch's functions insist on."""
+    if kind == "cpu":
+        return torch.device("cpu")
+    torch.backends.cudnn.deterministic = True
+    return torch.device("cuda", torch.cuda.current_device())

@@ -1,0 +1,73 @@
+"""What a search reads makes it the search that it is."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.benches import write_images
+from tune_inat.errors import UserError
+from tune_inat.inputs import read_inputs
+from tune_inat.meter import SilentMeter
+from tune_inat.runs import find_run_folder, held
+from tune_inat.settings import make_settings
+from tune_inat.store import Store
+
+
+@pytest.fixture
+def folder(hostile_path: Path) -> Path:
+    write_images(hostile_path / "photos")
+    return hostile_path
+
+
+def identity(
+    folder: Path, space: str = "method: grid\nparameters: {seed: {values: [1, 2]}}", **given: Any
+) -> Any:
+    """The identity of a search on these images."""
+    (folder / "space.yaml").write_text(space)
+    settings = make_settings(
+        space=str(folder / "space.yaml"), data=str(folder / "photos"), image_size=16, **given
+    )
+    return read_inputs(settings, SilentMeter(), Store(folder / "cache")).identity()
+
+
+def test_same_inputs_are_the_same_search(folder: Path) -> None:
+    weights = folder / "w.pth"
+    weights.write_bytes(b"old")
+    assert identity(folder) == identity(folder)
+    assert identity(folder) != identity(folder, weights=str(weights))
+    assert identity(folder, weights=str(weights)) == identity(folder, weights=str(weights))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"weights": "w.pth"}, {"space": "method: grid\nparameters: {weights: {values: [default, w.pth]}}"}],
+    ids=["fixed", "varied"],
+)
+def test_other_weights_of_the_same_name_are_another_search(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
+    monkeypatch.chdir(folder)
+    Path("w.pth").write_bytes(b"old")
+    before = identity(folder, **given)
+    Path("w.pth").write_bytes(b"new")
+    assert identity(folder, **given) != before
+    Path("w.pth").write_bytes(b"old")
+    assert identity(folder, **given) == before
+
+
+def test_named_search_refuses_other_weights_of_the_same_name(folder: Path) -> None:
+    weights = folder / "w.pth"
+    weights.write_bytes(b"old")
+    before = identity(folder, weights=str(weights))
+    with held(folder / "runs" / "mine", before):
+        pass
+    weights.write_bytes(b"new")
+    after = identity(folder, weights=str(weights))
+    with pytest.raises(UserError, match="holds a search with other weights"):
+        find_run_folder(folder / "runs", "mine", "space-photos", after)
+
+
+def test_weights_that_are_not_there_are_left_to_who_loads_them(folder: Path) -> None:
+    assert "weights" not in identity(folder, weights=str(folder / "nowhere.pth"))
+    assert "weights" not in identity(folder, weights=str(folder))
