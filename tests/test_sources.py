@@ -80,7 +80,7 @@ def test_fresh_views_are_drawn_for_the_epoch() -> None:
     ids=["plain", "views"],
 )
 def test_batches_read_ahead_are_those_read_in_turn(source: Source) -> None:
-    steps = list(torch.randperm(N_IMAGES).split(7))
+    steps = list(torch.split(torch.randperm(N_IMAGES), 7))
     in_turn = list(batches_in_turn(source, steps, 2))
     ahead = list(batches_ahead(source, steps, 2))
     assert len(ahead) == len(steps)
@@ -96,7 +96,7 @@ def test_a_batch_is_fetched_before_the_one_before_is_done_and_its_failure_comes_
             raise OSError("gone")
         return np.zeros((len(numbers), 2, 2, 3), np.uint8)
 
-    batches = batches_ahead(FreshSource(draw, None, "fp32", CPU), list(torch.arange(4).split(1)), 1)
+    batches = batches_ahead(FreshSource(draw, None, "fp32", CPU), list(torch.split(torch.arange(4), 1)), 1)
     next(batches)
     next(batches)
     with pytest.raises(OSError, match="gone"):

@@ -88,8 +88,8 @@ class Preparation:
     ) -> None:
         self._inputs = inputs
         self._bench = bench
-        self._is_representative = not trials
-        if not trials:
+        self._is_representative = n_left > 0 and not trials
+        if self._is_representative:
             trials = representative_plan(inputs.space, inputs.fixed, n_trials=n_left, seed=inputs.seed).trials
         self._trials = tuple(trials)
         self._n_finished = n_finished

@@ -1,6 +1,7 @@
 """How long things take on this machine: a few steps of each kind are timed, once, and kept in the store."""
 
 import json
+import math
 import platform
 import statistics
 import threading
@@ -205,26 +206,28 @@ def _contention(n_threads: int, n_concurrent: int) -> float:
     """The same convolutions alone, and in as many Python threads as there will be trials."""
     with _threads(n_threads):
         alone = _convolutions(LOAD_SECONDS)
+        is_over = threading.Event()
         others = [
-            threading.Thread(target=_convolutions, args=(4 * LOAD_SECONDS,)) for _ in range(n_concurrent - 1)
+            threading.Thread(target=_convolutions, args=(math.inf, is_over)) for _ in range(n_concurrent - 1)
         ]
         for other in others:
             other.start()
-        time.sleep(LOAD_SECONDS)  # until all are at it
+        _convolutions(LOAD_SECONDS / 2)  # until all are at it
         together = _convolutions(LOAD_SECONDS)
+        is_over.set()
         for other in others:
             other.join()
     return max(1.0, alone / together)
 
 
-def _convolutions(seconds: float) -> float:
-    """How many passes forward and backward through a convolution are done in a second."""
+def _convolutions(seconds: float, is_over: threading.Event | None = None) -> float:
+    """How many passes forward and backward through a convolution are done in a second, for so long."""
     features = torch.rand(16, 64, 28, 28).to(memory_format=torch.channels_last).requires_grad_()
     convolution = nn.Conv2d(64, 64, 3, padding=1)
     convolution(features).sum().backward()
     started = time.perf_counter()
     n = 0
-    while (passed := time.perf_counter() - started) < seconds:
+    while (passed := time.perf_counter() - started) < seconds and not (is_over and is_over.is_set()):
         convolution(features).sum().backward()
         n += 1
     return n / passed

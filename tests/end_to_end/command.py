@@ -26,9 +26,14 @@ class Ran:
 
 def run(module: str, *arguments: str | Path, cwd: Path, cache: Path) -> Ran:
     """Run `python -m tune_inat.MODULE` in a folder, with a cache of its own and no W&B key."""
+    return run_python("-m", f"tune_inat.{module}", *arguments, cwd=cwd, cache=cache)
+
+
+def run_python(*arguments: str | Path, cwd: Path, cache: Path) -> Ran:
+    """Run Python in a folder, with a cache of its own and no W&B key."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     process = subprocess.run(
-        [sys.executable, "-m", f"tune_inat.{module}", *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         cwd=cwd,
         env={**environment, "TUNE_INAT_CACHE": str(cache)},
         capture_output=True,
