@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.distributions import (
@@ -25,6 +26,8 @@ from tune_inat.distributions import (
     Normal,
     Rounded,
     Uniform,
+    grid_length,
+    grid_values,
     identity,
 )
 
@@ -177,3 +180,28 @@ def test_identities_are_json_and_tell_distributions_apart() -> None:
     texts = [json.dumps(identity(distribution), allow_nan=False) for distribution in ALL]
     texts += [json.dumps(identity(Rounded(kind(1.0, 2.0), 1))) for kind in (Uniform, LogUniform, Normal)]
     assert len(set(texts)) == len(texts)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "q"),
+    [(0, 10, 2), (0.1, 0.5, 0.1), (0.1, 0.4, 0.1), (-1, 1, 0.3), (16, 256, 16), (1, 2, 1)],
+)
+def test_grid_of_steps_has_the_values_of_numpys_arange(low: float, high: float, q: float) -> None:
+    steps = Rounded(Uniform(low, high), q)
+    assert grid_values(steps) == pytest.approx(np.arange(low, high, q).tolist())
+    assert grid_length(steps) == len(grid_values(steps))
+
+
+@pytest.mark.parametrize("distribution", ALL, ids=str)
+def test_grid_tries_what_is_listed_and_no_curve(distribution: Distribution) -> None:
+    if distribution.values is not None:
+        assert grid_values(distribution) == distribution.values
+    elif isinstance(distribution, Integers):
+        assert grid_values(distribution) == tuple(range(distribution.low, distribution.high + 1))
+    elif not isinstance(distribution, Rounded):
+        assert grid_length(distribution) is None
+
+
+def test_long_list_of_values_is_said_in_short() -> None:
+    assert str(Choice.of(list(range(1, 101)))) == "1, 2, ..., 100 (100 values)"
+    assert str(Choice.of(list(range(1, 4)))) == "1, 2, 3"

@@ -96,6 +96,37 @@ def test_gray_of_16_bits_is_scaled_not_clipped(tmp_path: Path, file_format: str)
     assert pixels[0, :, 0].tolist() == [0, 1, 1, 128, 255]  # value / 257, rounded
 
 
+def gray_tiff(width: int, pixels: bytes, *, bits: int, photometric: int) -> bytes:
+    """A TIFF file of one row of gray pixels (TIFF 6.0, section 4): Pillow writes none of 12 bits."""
+    short, long = 3, 4
+    entries = [
+        (256, long, width),
+        (257, long, 1),
+        (258, short, bits),
+        (259, short, 1),  # not compressed
+        (262, short, photometric),
+        (273, long, 8),  # the pixels follow the header
+        (277, short, 1),
+        (278, long, 1),
+        (279, long, len(pixels)),
+    ]
+    directory = struct.pack("<H", len(entries))
+    directory += b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(pixels)) + pixels + directory + bytes(4)
+
+
+def test_gray_of_12_bits_is_scaled(tmp_path: Path) -> None:
+    pixels = bytes([0x00, 0x08, 0x00, 0xFF, 0xF0, 0x10])  # 0, 2048, 4095, 16: three digits each
+    content = gray_tiff(4, pixels, bits=12, photometric=1)
+    assert read(tmp_path, content)[0, :, 0].tolist() == [0, 128, 255, 1]  # value * 255 / 4095, rounded
+
+
+def test_gray_of_16_bits_that_counts_from_white_is_turned(tmp_path: Path) -> None:
+    pixels = struct.pack("<4H", 0, 257, 32_896, 65_535)
+    content = gray_tiff(4, pixels, bits=16, photometric=0)
+    assert read(tmp_path, content)[0, :, 0].tolist() == [255, 254, 127, 0]
+
+
 def test_floats_are_refused_for_their_unknown_scale(tmp_path: Path) -> None:
     image = Image.fromarray(np.zeros((2, 2), np.float32))
     with pytest.raises(UnreadableImage, match="of unknown scale"):

@@ -8,7 +8,14 @@ import pytest
 
 from tune_inat.config import TrialConfig
 from tune_inat.errors import SpaceError
-from tune_inat.plan import TrialNamer, check_early_stopping, complete_config, is_of_space, longest_trial, make_plan
+from tune_inat.plan import (
+    TrialNamer,
+    check_early_stopping,
+    complete_config,
+    is_of_space,
+    longest_trial,
+    make_plan,
+)
 from tune_inat.space import SearchSpace, load_space
 
 

@@ -202,6 +202,11 @@ def test_unknown_scheme_names_the_known(tmp_path: Path) -> None:
         ("s3://KEY:SECRET@bucket/a?region=x", "s3://bucket/a?region=x"),
         ("s3://KEY:SEC/RET@bucket/a", "s3://bucket/a"),
         ("gs://anonymous@bucket", "gs://bucket"),
+        ("s3://bucket/a?secret_key=S&region=x&session_token=S", "s3://bucket/a?region=x"),
+        ("s3://bucket/a?X-Amz-Signature=S", "s3://bucket/a"),
+        ("https://store/a?sig=S&sigma=1", "https://store/a?sigma=1"),
+        ("--data=s3://KEY:SECRET@bucket/a", "--data=s3://bucket/a"),
+        ("photos/me@home:1?key=2", "photos/me@home:1?key=2"),
     ],
 )
 def test_secrets_are_not_shown(uri: str, shown: str) -> None:

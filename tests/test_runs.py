@@ -60,7 +60,7 @@ def test_storage_that_is_a_file_is_said(hostile_path: Path) -> None:
         ("../../../photos", "photos"),
         ("s3://bucket/birds/2026/?region=eu-west-1", "2026"),
         ("gs://bucket", "bucket"),
-        ("it's a \"Wald\" mit Bäumen", "it_s_a_Wald_mit_Bäumen"),
+        ('it\'s a "Wald" mit Bäumen', "it_s_a_Wald_mit_Bäumen"),
         ("/", "images"),
         ("x" * 300, "x" * 40),
     ],

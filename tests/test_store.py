@@ -5,12 +5,24 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from tune_inat.disk import size_of
 from tune_inat.errors import ResourceError
-from tune_inat.store import CACHE_VARIABLE, ENTRY_FILE, Store, default_root, hash_of, write_atomically
+from tune_inat.states import RECORD_FILE, FamilyStates
+from tune_inat.store import (
+    CACHE_VARIABLE,
+    ENTRY_FILE,
+    STATES_KIND,
+    Store,
+    default_root,
+    hash_of,
+    write_atomically,
+)
 
 
 @pytest.fixture
@@ -90,6 +102,105 @@ def test_entry_in_use_stays_even_over_budget(hostile_path: Path) -> None:
     store.release("data", "b")
     store.get_or_build("data", "c", write_kilobyte)
     assert [store.has("data", key) for key in "abc"] == [False, False, True]
+
+
+def make_family(store: Store, key: str, used: float) -> FamilyStates:
+    """A family of epochs with a kilobyte of weights."""
+    family = FamilyStates(store.root / STATES_KIND, key)
+    with family.exclusively():
+        family.save(1, {"w": torch.zeros(250)}, {})
+        family.append({"epoch": 1}, {})
+    os.utime(family.folder / RECORD_FILE, (used, used))
+    return family
+
+
+def make_entry(store: Store, key: str, used: float) -> None:
+    folder = store.get_or_build("data-of-trials", key, write_kilobyte)
+    os.utime(folder / ENTRY_FILE, (used, used))
+    store.release("data-of-trials", key)
+
+
+def tight(store: Store, n_bytes_too_many: int) -> Store:
+    """The same store with a budget that it exceeds."""
+    return Store(store.root, budget_bytes=size_of(store.root) - n_bytes_too_many)
+
+
+def test_epochs_and_entries_go_together_the_oldest_use_first(store: Store) -> None:
+    families = [make_family(store, "f1", 1001), make_family(store, "f3", 1003)]
+    make_entry(store, "e2", 1002)
+    tight(store, 1).make_room()
+    assert [family.folder.exists() for family in families] == [False, True]
+    tight(store, 1).make_room()
+    assert not store.has("data-of-trials", "e2")
+    assert families[1].record().rows == ({"epoch": 1},)
+    tight(store, 1).make_room()
+    assert not families[1].folder.exists()
+
+
+def test_epochs_that_are_trained_on_stay_and_count_as_used(store: Store) -> None:
+    family = make_family(store, "f1", 1001)
+    make_entry(store, "e2", 1002)
+    with family.exclusively():
+        tight(store, 10**6).make_room()
+    assert family.record().rows == ({"epoch": 1},)
+    make_entry(store, "e3", 1003)
+    tight(store, 1).make_room()
+    assert family.folder.exists()
+    assert not store.has("data-of-trials", "e3")
+
+
+def left_over(path: Path, *, age_seconds: float) -> Path:
+    """A kilobyte that a killed process left."""
+    path.mkdir(parents=True)
+    write_kilobyte(path)
+    then = time.time() - age_seconds
+    for part in (path / "data", path):
+        os.utime(part, (then, then))
+    return path
+
+
+DAY = 24 * 3600
+
+
+@pytest.mark.parametrize(
+    "name", ["pixels/.{}.part", "pixels/.{}.7.8.gone", "states/.{}.7.8.gone", "contents/.{}.json.7.8.tmp"]
+)
+def test_what_killed_processes_left_goes_after_a_day_and_goes_first(store: Store, name: str) -> None:
+    make_entry(store, "e1", 1001)
+    old = left_over(store.root / name.format("a"), age_seconds=DAY + 60)
+    fresh = left_over(store.root / name.format("b"), age_seconds=DAY - 600)
+    tight(store, 1).make_room()
+    assert (old.exists(), fresh.exists(), store.has("data-of-trials", "e1")) == (False, True, True)
+    Store(store.root, budget_bytes=0).make_room()
+    assert (fresh.exists(), store.has("data-of-trials", "e1")) == (True, False)
+
+
+def test_slow_build_is_no_left_over(store: Store) -> None:
+    def build(folder: Path) -> None:
+        write_kilobyte(folder)
+        for path in (folder / "data", folder):
+            os.utime(path, (1000, 1000))
+        Store(store.root, budget_bytes=0).make_room()
+
+    assert (store.get_or_build("pixels", "a", build) / "data").exists()
+
+
+def test_downloads_count_and_stay(store: Store) -> None:
+    make_entry(store, "e1", 1001)
+    paths = [
+        left_over(store.root / name, age_seconds=9 * DAY) for name in ("data/.x.part", "remote/abc/files")
+    ]
+    Store(store.root, budget_bytes=2500).make_room()
+    assert all(path.exists() for path in paths)
+    assert not store.has("data-of-trials", "e1")
+
+
+def test_nothing_goes_within_the_budget(store: Store) -> None:
+    make_entry(store, "e1", 1001)
+    old = left_over(store.root / "pixels/.a.part", age_seconds=9 * DAY)
+    tight(store, 0).make_room()
+    assert old.exists()
+    assert store.has("data-of-trials", "e1")
 
 
 BUILDER = """

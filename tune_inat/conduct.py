@@ -3,6 +3,7 @@
 import json
 import platform
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -17,9 +18,13 @@ from tune_inat.disk import size_of
 from tune_inat.inputs import Inputs, open_store, read_inputs
 from tune_inat.ledger import Ledger, TrialRecord
 from tune_inat.objective import Metric
-from tune_inat.plan import TrialNamer, complete_config, longest_trial
+from tune_inat.plan import TrialNamer, complete_config, is_of_space, longest_trial
 from tune_inat.progress import Terminal
+from tune_inat.remote import hide_secrets
 from tune_inat.results import (
+    BEST_MODEL_FOLDER,
+    LEADERBOARD_FILE,
+    SUMMARY_FILE,
     Effort,
     TestResult,
     TrialResult,
@@ -34,9 +39,9 @@ from tune_inat.results import (
     write_leaderboard,
     write_summary,
 )
-from tune_inat.runs import find_run_folder, held
+from tune_inat.runs import STUDY_FILE, find_run_folder, held, short_name, work_identity
 from tune_inat.settings import SearchSettings
-from tune_inat.store import Store, default_root
+from tune_inat.store import Store, default_root, hash_of
 from tune_inat.wandb_files import sync_line
 
 if TYPE_CHECKING:
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
     from tune_inat.preparation import Preparation
     from tune_inat.searchers import Proposer
     from tune_inat.tracking import WandbTracker
+    from tune_inat.tuning import Ending
     from tune_inat.workbench import Workbench
 
 VERSIONED = ("tune_inat", "torch", "torchvision", "timm", "ray", "optuna", "wandb", "numpy", "pillow")
@@ -83,7 +89,7 @@ def conduct_search(
         stack.enter_context(held(folder, _identity(inputs)))
         ledger = Ledger(folder)
         if not settings.reuse:
-            ledger.forget()
+            _begin_anew(folder, ledger)
         conductor = _Conductor(inputs, folder, ledger, terminal, started=started, bytes_before=bytes_before)
         return folder, conductor.run()
 
@@ -94,8 +100,16 @@ def _open(settings: SearchSettings, terminal: Terminal, stack: ExitStack) -> tup
     if not settings.reuse:  # nothing from earlier searches, nothing for later ones
         store = Store(Path(stack.enter_context(TemporaryDirectory(prefix="tune_inat-"))))
     inputs = read_inputs(settings, terminal, store)
-    proposed = f"{Path(inputs.space.source).stem}-{inputs.data.name}"
+    proposed = f"{short_name(Path(inputs.space.source).stem)}-{short_name(inputs.data.name)}"
     return inputs, find_run_folder(Path(settings.storage), settings.name, proposed, _identity(inputs))
+
+
+def _begin_anew(folder: Path, ledger: Ledger) -> None:
+    """Remove what earlier runs of the command left and this one would go on from. W&B's runs are a record."""
+    ledger.forget()
+    shutil.rmtree(folder / BEST_MODEL_FOLDER, ignore_errors=True)
+    for name in (SUMMARY_FILE, LEADERBOARD_FILE, STUDY_FILE):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _identity(inputs: Inputs) -> dict[str, Any]:
@@ -140,12 +154,20 @@ class _Conductor:
         ranked = leaderboard(self._results(), self._metric.name, self._metric.goal)
         best = best_of(ranked)
         test = None if best is None else self._export(best)
+        self._inputs.store.make_room()  # for the epochs that trials have left
         summary = self._summary(ranked, best, test)
         write_leaderboard(self._folder, ranked)
         write_summary(self._folder, summary)
         self._terminal.closing(
             self._folder, summary, varied_parameters(ranked), sync_line=summary["wandb_sync"]
         )
+        if summary["is_out_of_time"]:
+            without = "" if self._settings.reuse else ", without --no-reuse,"
+            self._terminal.warn(
+                f"--max-hours {self._settings.max_hours:g} is over with {summary['trials_left']} of "
+                f"{self._inputs.plan.n_trials} trials left. The same command{without} goes on: "
+                f"{summary['command']}"
+            )
         return summary
 
     def foresee(self) -> dict[str, Any]:
@@ -159,7 +181,7 @@ class _Conductor:
         else:
             with ray_session(self._settings.address) as wait_for_cluster:
                 cluster = wait_for_cluster()
-        preparation = self._prepare(max(1, self._n_left()))
+        preparation = self._prepare(self._n_left())
         forecast, _ = preparation.foresee(cluster, seconds_so_far=START_SECONDS)
         return forecast.to_json()
 
@@ -169,24 +191,33 @@ class _Conductor:
         for notice in (*self._inputs.space.notices, *self._inputs.data.notices):
             self._terminal.say(notice)
 
-    def _n_finished(self) -> int:
-        finished = self._ledger.finished()
-        if self._inputs.space.method == "bayes":
-            return len(finished)
-        return sum(trial.trial_id in finished for trial in self._inputs.plan.trials)
+    def _records(self) -> dict[str, TrialRecord]:
+        """What the ledger has on trials of this space. Under a name it may know others, too."""
+        inputs, records = self._inputs, self._ledger.records()
+        if inputs.space.method == "bayes":
+            return {
+                trial_id: record
+                for trial_id, record in records.items()
+                if is_of_space(record.config, inputs.space, inputs.fixed)
+            }
+        planned = {trial.trial_id for trial in inputs.plan.trials}
+        return {trial_id: record for trial_id, record in records.items() if trial_id in planned}
+
+    def _finished(self) -> dict[str, TrialRecord]:
+        return {trial_id: record for trial_id, record in self._records().items() if record.is_finished}
 
     def _n_left(self) -> int:
         """Trials that are not done. Fewer may be asked for than there are."""
-        return max(0, self._inputs.plan.n_trials - self._n_finished())
+        return max(0, self._inputs.plan.n_trials - len(self._finished()))
 
     def _prepare(self, n_left: int) -> "Preparation":
         """The preparation of the trials that are left, once it is known that they can run."""
         from tune_inat.preparation import Preparation
 
-        finished = self._ledger.finished()
+        finished = self._finished()
         left = [trial for trial in self._inputs.plan.trials if trial.trial_id not in finished]
         preparation = Preparation(
-            self._inputs, self._open_bench(), left, n_left=n_left, n_finished=self._n_finished()
+            self._inputs, self._open_bench(), left, n_left=n_left, n_finished=len(finished)
         )
         for notice in preparation.check():
             self._terminal.warn(notice)
@@ -208,7 +239,7 @@ class _Conductor:
 
         settings, space = self._settings, self._inputs.space
         with ray_session(settings.address) as cluster:
-            from tune_inat.tuning import TrialRun, run_trials  # torch, while Ray starts
+            from tune_inat.tuning import Ending, TrialRun, run_trials  # torch, while Ray starts
 
             preparation = self._prepare(n_left)
             self._forecast, devices = preparation.foresee(
@@ -222,8 +253,10 @@ class _Conductor:
             self._effort.prefix_images += work.prefix_images
             self._effort.pixels_decoded += work.pixels_decoded
             job = bench.job
-            tracker = self._tracker()
-            with self._terminal.trials(self._inputs.plan.n_trials, self._n_finished(), self._metric) as board:
+            ending = Ending(None if settings.max_hours is None else settings.max_hours * 3600)
+            tracker = self._tracker(ending)
+            finished = self._finished()
+            with self._terminal.trials(self._inputs.plan.n_trials, len(finished), self._metric) as board:
                 run = TrialRun(
                     job=job,
                     devices=devices,
@@ -231,7 +264,8 @@ class _Conductor:
                     horizons=self._inputs.plan.horizons(),
                     early_stopping=space.early_stopping,
                     longest=longest_trial(space, self._inputs.fixed),
-                    max_seconds=None if settings.max_hours is None else settings.max_hours * 3600,
+                    finished=tuple(finished.values()),
+                    ending=ending,
                 )
                 run_trials(
                     run,
@@ -245,9 +279,9 @@ class _Conductor:
             self._terminal.warn(problem)
 
     def _proposer(self, n_left: int) -> "Proposer":
-        from tune_inat.searchers import OptunaProposer, PlannedProposer
+        from tune_inat.searchers import OptunaProposer, PlannedProposer, name_study
 
-        finished = self._ledger.finished()
+        finished = self._finished()
         space, fixed = self._inputs.space, self._inputs.fixed
         if space.method != "bayes":
             return PlannedProposer(
@@ -259,13 +293,14 @@ class _Conductor:
         return OptunaProposer(
             space,
             self._folder,
-            study_name=self._folder.name,
+            study=name_study(self._folder.name, space),
+            earlier=tuple(finished.values()),
             n_trials=n_left,
             seed=self._inputs.seed,
             complete=lambda point: namer.name(complete_config(point, fixed)),
         )
 
-    def _tracker(self) -> "WandbTracker | None":
+    def _tracker(self, ending: "Ending") -> "WandbTracker | None":
         from tune_inat.tracking import WandbTracker, resolve_mode
 
         mode, notice = resolve_mode(self._settings.wandb)
@@ -280,11 +315,13 @@ class _Conductor:
             entity=space.entity,
             group=self._folder.name,
             mode=mode,
-            tags=(space.method, self._inputs.data.name),
+            tags=(space.method, short_name(self._inputs.data.name)),  # W&B takes 64 characters
             notes=space.description,
             run_config={"search": self._folder.name, "data": self._inputs.data.name},
             varied=tuple(space.parameters),
             excludes=("rung_metric",),
+            work=hash_of(work_identity(_identity(self._inputs))),
+            is_over=ending.is_over,
         )
 
     # ---- the results
@@ -303,7 +340,7 @@ class _Conductor:
 
     def _results(self) -> list[TrialResult]:
         """All trials of the plan, also those that did not come to run; of bayes, all that were proposed."""
-        records = self._ledger.records()
+        records = self._records()
         if self._inputs.plan.trials:
             wanted = [
                 records.get(trial.trial_id, TrialRecord(trial.trial_id, trial.config.model_dump()))
@@ -322,7 +359,7 @@ class _Conductor:
 
         bench = self._open_bench()
         with self._terminal.task("Testing and exporting the best model", None, ""):
-            return export_best(self._folder, bench, best, data_name=self._inputs.data.name)
+            return export_best(self._folder, bench, best, data_name=short_name(self._inputs.data.name))
 
     def _summary(
         self, ranked: Sequence[TrialResult], best: TrialResult | None, test: TestResult | None
@@ -331,6 +368,8 @@ class _Conductor:
         inputs, effort = self._inputs, self._effort
         failed = [result.trial_id for result in ranked if result.status == "ERROR"]
         wall_seconds = time.monotonic() - self._started
+        n_left = max(0, self._n_left() - len(failed))
+        is_out_of_time = self._settings.max_hours is not None and n_left > 0 and not effort.is_interrupted
         return {
             "status": "INTERRUPTED" if effort.is_interrupted else "FAILURES" if failed else "DONE",
             "name": self._folder.name,
@@ -349,6 +388,8 @@ class _Conductor:
             "trials": [result.to_json() for result in ranked],
             "best": None if best is None else best_to_json(best, test),
             "failed": failed,
+            "trials_left": n_left,
+            "is_out_of_time": is_out_of_time,
             "reuse": {
                 "epochs_asked": sum(int(result.config["epochs"]) for result in ranked),
                 "epochs_trained": effort.epochs_trained,
@@ -364,5 +405,5 @@ class _Conductor:
             "wall_seconds": round(wall_seconds, 3),
             "wandb_sync": sync_line(self._folder),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
-            "command": shlex.join(["python", "-m", "tune_inat.search", *sys.argv[1:]]),
+            "command": shlex.join(["python", "-m", "tune_inat.search", *map(hide_secrets, sys.argv[1:])]),
         }

@@ -103,8 +103,8 @@ def _check(cluster: Cluster, asked: Asked, gpus: float) -> None:
     most_gpus = max(node.n_gpus for node in nodes)
     if gpus > most_gpus or (gpus > 1 and gpus != int(gpus)):
         problems.append(
-            f"--gpus-per-trial {gpus:g}: {_there_are(most_gpus, 'GPUs', nodes)} A trial takes a share (0.25), "
-            "or whole GPUs, or 0 to run on the CPU."
+            f"--gpus-per-trial {gpus:g}: {_there_are(most_gpus, 'GPUs', nodes)} A trial takes a share "
+            "(0.25), or whole GPUs, or 0 to run on the CPU."
         )
     fitting = [node for node in nodes if node.n_gpus >= gpus] or nodes
     most_cpus = max(node.n_cpus for node in fitting)

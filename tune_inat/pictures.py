@@ -20,6 +20,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # what is tried; Pillow
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 0.5 GB as RGB
 MAX_BYTES = 2**31  # of a file: an RGBA image of 16 bits and MAX_PIXELS has 1.4 GB
 ORIENTATION_TAG = 0x0112
+BITS_TAG = 0x0102  # of a TIFF file, as the next
+PHOTOMETRIC_TAG = 0x0106
+MIN_IS_WHITE = 0
 WHITE = (255, 255, 255, 255)
 
 
@@ -156,11 +159,18 @@ def _to_rgb(picture: "Image") -> "Image":
 
 
 def _to_8_bits(picture: "Image") -> "Image":
-    """Gray of 16 bits scaled (65,535 / 257 = 255); Pillow's own conversion clips at 255."""
+    """Gray of 16 bits scaled (65,535 / 257 = 255); Pillow's own conversion clips at 255.
+
+    Pillow gives TIFF's 12 bits unscaled and, unlike those of 8 bits, 16 bits that count from white as stored.
+    """
     from PIL import Image
 
+    tags = getattr(picture, "tag_v2", {})
+    highest = 2 ** tags.get(BITS_TAG, (16,))[0] - 1
     values = np.asarray(picture).astype(np.uint32)
-    gray = ((values + 128) // 257).astype(np.uint8)
+    gray = ((values * 255 + highest // 2) // highest).astype(np.uint8)
+    if tags.get(PHOTOMETRIC_TAG) == MIN_IS_WHITE:
+        gray = 255 - gray
     if isinstance(clear := picture.info.get("transparency"), int):
         gray[values == clear] = 255
     return Image.fromarray(gray)

@@ -139,7 +139,9 @@ def _can_give(distribution: Distribution, value: Any) -> bool:
     if not isinstance(value, int | float) or not low <= value <= high:
         return False
     if isinstance(distribution, Rounded):
-        return math.isclose(value, round(value / distribution.q) * distribution.q, rel_tol=1e-9, abs_tol=1e-12)
+        return math.isclose(
+            value, round(value / distribution.q) * distribution.q, rel_tol=1e-9, abs_tol=1e-12
+        )
     return not isinstance(distribution, Integers) or value == int(value)
 
 

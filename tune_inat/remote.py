@@ -23,6 +23,7 @@ N_PROBLEMS = 20  # that an error spells out
 MAX_REASON = 200  # characters of a library's own message
 GCS_PATIENCE = "retry_limit_seconds=10"  # instead of a quarter of an hour
 SECRETS = re.compile(r"^([^:/?]+://)(?:[^@/?]*@|[^@?]*:[^@?]*@)")  # a secret may hold bare slashes
+SECRET_OPTIONS = re.compile("key|secret|token|passw|credential|signature|^sig$", re.IGNORECASE)  # in a query
 
 HINTS: Mapping[
     str, str
@@ -60,8 +61,15 @@ def is_uri(source: str) -> bool:
 
 
 def hide_secrets(uri: str) -> str:
-    """The URI without the keys that it may carry (`s3://KEY:SECRET@bucket`), fit to be shown and kept."""
-    return SECRETS.sub(r"\1", uri)
+    """A URI without the keys that it may carry (`s3://KEY:SECRET@bucket?token=...`), fit to be shown.
+
+    It may stand in an argument (`--data=s3://...`); all other text comes back as it is.
+    """
+    if not is_uri(uri):
+        return uri
+    place, _, query = SECRETS.sub(r"\1", uri).partition("?")
+    shown = [option for option in query.split("&") if not SECRET_OPTIONS.search(option.partition("=")[0])]
+    return f"{place}?{'&'.join(shown)}" if any(shown) else place
 
 
 def copy_images(uri: str, home: Path, *, is_wanted: Callable[[str], bool], meter: Meter) -> Path:

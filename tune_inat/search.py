@@ -12,6 +12,7 @@ import typer
 
 from tune_inat.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, UserError, run_command
 from tune_inat.progress import Terminal
+from tune_inat.remote import hide_secrets
 from tune_inat.settings import SearchSettings, make_settings
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def plan_search(space: str = "grid", **arguments: Any) -> dict[str, Any]:
 
 
 def _foresee(settings: SearchSettings, terminal: Terminal) -> dict[str, Any]:
-    terminal.say(f"Plan of search space {settings.space} on {settings.data}")
+    terminal.say(f"Plan of search space {settings.space} on {hide_secrets(settings.data)}")
     from tune_inat.conduct import foresee_search
 
     return foresee_search(settings, terminal)
@@ -81,7 +82,7 @@ def _foresee(settings: SearchSettings, terminal: Terminal) -> dict[str, Any]:
 
 def _run(settings: SearchSettings, terminal: Terminal) -> SearchResult:
     started = time.monotonic()
-    terminal.say(f"Search space {settings.space} on {settings.data}")
+    terminal.say(f"Search space {settings.space} on {hide_secrets(settings.data)}")
     from tune_inat.conduct import conduct_search
 
     folder, summary = conduct_search(settings, terminal, started=started)

@@ -73,8 +73,8 @@ class OptunaProposer:
 
     Args:
         study: its name, as `name_study` gives it.
-        earlier: finished trials of this space. What the study does not know of them, it is told: they are from
-            a space that has since changed, or a kill came between the ledger and the study.
+        earlier: finished trials of this space. Those that the study does not know, it is told of: the space
+            has changed since, or a kill came between the ledger and the study.
         n_trials: how many trials to propose.
         complete: makes a named trial of a point of the space.
         seed: of TPE. Trials that the study has already shift it, or the same points would come again.
@@ -180,8 +180,9 @@ def _find(
 
 
 def _is_at(config: Mapping[str, Any], point: Mapping[str, Any]) -> bool:
+    """Whether a configuration has these values; a quantile may have given back almost the value."""
     return all(
-        math.isclose(value, config[name], rel_tol=1e-9, abs_tol=1e-12)  # a quantile gives back almost the value
+        math.isclose(value, config[name], rel_tol=1e-9, abs_tol=1e-12)
         if isinstance(value, float)
         else value == config[name]
         for name, value in point.items()
@@ -217,8 +218,9 @@ def _quantile(distribution: Distribution, value: Any) -> float:
         weights = distribution.weights
         return (math.fsum(weights[:place]) + weights[place] / 2) / math.fsum(weights)
     first = _bisect(lambda u: bool(distribution.ppf(u) >= value))
-    last = _bisect(lambda u: bool(distribution.ppf(u) > value)) if isinstance(distribution, Rounded) else first
-    return (first + last) / 2
+    if not isinstance(distribution, Rounded):
+        return first
+    return (first + _bisect(lambda u: bool(distribution.ppf(u) > value))) / 2
 
 
 def _bisect(holds: Callable[[float], bool]) -> float:

@@ -93,7 +93,7 @@ def make_settings(**arguments: Any) -> SearchSettings:
 
 
 def _with_whole_paths(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A weights file by its whole path: named from anywhere it is the same trial, and every process finds it."""
+    """A weights file by its whole path: the same trial, and found, wherever it is named."""
     weights = given.get("weights")
     if not isinstance(weights, str) or weights in WEIGHTS_WITHOUT_FILE:
         return dict(given)
@@ -112,7 +112,9 @@ def _name_problem(settings: SearchSettings) -> str | None:
     if name is None:
         return None
     if any(character in name for character in "/\\\0") or not name.strip(". "):
-        return f"--name {name}: it has to be the name of one folder, such as birds. --storage says where it is."
+        return (
+            f"--name {name}: it has to be the name of one folder, such as birds. --storage says where it is."
+        )
     if len(name.encode()) > MAX_NAME_BYTES:
         return f"--name {name[:20]}...: it is longer than {MAX_NAME_BYTES} bytes."
     return None

@@ -136,8 +136,8 @@ class Store:
         """Remove what was unused for longest until all that is under the root fits the budget.
 
         First goes what killed processes left more than a day ago, then entries and families of epochs, the
-        oldest use first. What is in use stays, and so do data sets that were downloaded or copied: they count,
-        but only their owner knows what it costs to fetch them again.
+        oldest use first. What is in use stays. Data sets that were downloaded or copied count and stay, too:
+        trials may read them at any time, and only their owner knows what it costs to fetch them again.
         """
         if self.budget_bytes is None:
             return
@@ -145,8 +145,8 @@ class Store:
         if excess <= 0:
             return
         entries = (_Holding(*entry, self._lock(entry[0])) for entry in self.entries())
-        in_use_order = sorted([*entries, *self._families()], key=lambda holding: holding.used)
-        for holding in [*self._left_over(), *in_use_order]:
+        oldest_first = sorted([*entries, *self._families()], key=lambda holding: holding.used)
+        for holding in [*self._left_over(), *oldest_first]:
             if excess <= 0:
                 return
             if _remove_if_unused(holding):
@@ -160,10 +160,10 @@ class Store:
                 yield _Holding(folder, size_of(folder), used, family_lock(folder))
 
     def _left_over(self) -> Iterator[_Holding]:
-        """Half-built, half-removed and half-written things of entries and families, old enough to go."""
+        """What was half built, half removed or half written when its process was killed, old enough to go."""
         limit = time.time() - LEFT_OVER_SECONDS
-        for path in [*self.root.glob("*/.*"), *self.root.glob(f"{STATES_KIND}/*/.*")]:
-            if path.suffix not in LEFT_OVER or path.relative_to(self.root).parts[0] in DOWNLOADED_KINDS:
+        for path in self.root.glob("*/.*"):
+            if path.suffix not in LEFT_OVER or path.parent.name in DOWNLOADED_KINDS:
                 continue
             with suppress(FileNotFoundError):
                 used = max(part.lstat().st_mtime for part in (path, *path.rglob("*")))

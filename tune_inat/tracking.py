@@ -92,7 +92,9 @@ class WandbTracker(WandbLoggerCallback):
         self._is_over = is_over
         self._patience = patience
         self._writer: RunWriter | None = None
-        self._open: dict[str, int] = {}  # the last epoch of each run that has started and not ended, by its id
+        self._open: dict[
+            str, int
+        ] = {}  # the last epoch of each run that has started and not ended, by its id
 
     def __getstate__(self) -> dict[str, Any]:  # Tuner pickles its callbacks
         return {**self.__dict__, "_writer": None, "_open": {}, "_is_over": _never}

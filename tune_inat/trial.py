@@ -1,6 +1,5 @@
 """One trial: the freeze-and-fine-tune loop. It is a pure function of its configuration and its inputs."""
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

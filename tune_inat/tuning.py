@@ -5,21 +5,23 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray import cloudpickle, tune
+from ray.exceptions import RayActorError, RayTaskError
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from tune_inat.config import TrialConfig
 from tune_inat.devices import Devices
 from tune_inat.errors import EXIT_INTERRUPTED
-from tune_inat.ledger import Ledger, RungEntry, Status
+from tune_inat.ledger import Ledger, Status, TrialRecord
 from tune_inat.metrics import is_better
+from tune_inat.objective import Metric
 from tune_inat.plan import PlannedTrial
 from tune_inat.results import Effort
 from tune_inat.rows import Row
@@ -29,6 +31,30 @@ from tune_inat.trial import ROW_NAMES, EpochReport, InterruptedTrialError, run_t
 from tune_inat.workbench import Job, Workbench, open_worker_bench
 
 RUNG_METRIC = "rung_metric"
+ERROR_PICKLE, ERROR_TEXT = "error.pkl", "error.txt"  # what Tune writes of a trial that failed
+MAX_REASON = 500  # characters
+
+
+class Ending:
+    """Says when a search is to end before its trials do: when its time is up, or after Ctrl-C.
+
+    Args:
+        max_seconds: from `begin` on.
+    """
+
+    def __init__(self, max_seconds: float | None = None) -> None:
+        self.max_seconds = max_seconds
+        self.is_interrupted = False
+        self._deadline: float | None = None
+
+    def begin(self) -> None:
+        """The trials begin: the clock runs from now on."""
+        if self.max_seconds is not None:
+            self._deadline = time.monotonic() + self.max_seconds
+
+    def is_over(self) -> bool:
+        """Whether trials that run now are to end."""
+        return self.is_interrupted or (self._deadline is not None and time.monotonic() >= self._deadline)
 
 
 @dataclass(frozen=True)
@@ -65,7 +91,8 @@ class TrialRun:
     Attributes:
         horizons: by family, the epochs at which its trials end, as far as they are known.
         longest: the most epochs that any trial asks for.
-        max_seconds: after so long the trials that run are ended and no more are started.
+        finished: what earlier runs of the command have finished, for early stopping to compare with.
+        ending: when it says so, the trials that run are ended and no more are started.
     """
 
     job: Job
@@ -74,7 +101,8 @@ class TrialRun:
     horizons: Mapping[str, tuple[int, ...]]
     early_stopping: EarlyStopping | None
     longest: int
-    max_seconds: float | None
+    finished: Collection[TrialRecord]
+    ending: Ending
 
 
 def run_trials(
@@ -93,12 +121,14 @@ def run_trials(
         observer: is given all trials that have started, several times a second.
         callbacks: more of Tune's callbacks (W&B).
     """
-    job, devices = run.job, run.devices
+    job, devices, ending = run.job, run.devices, run.ending
     with tempfile.TemporaryDirectory(prefix="tune_inat-") as scratch:
         stop_file = Path(scratch) / "stop"
-        scheduler = _make_scheduler(run, ledger)
-        deadline = None if run.max_seconds is None else time.monotonic() + run.max_seconds
-        watcher = _Watcher(ledger, scheduler, observer, effort, is_over=lambda: _is_over(deadline, stop_file))
+        scheduler = make_scheduler(
+            run.early_stopping, run.longest, Metric(job.metric, job.goal), finished=run.finished
+        )
+        ending.begin()
+        watcher = Watcher(ledger, observer, effort, ending, stop_file)
         share = WorkerShare(job, run.horizons, run.early_stopping, stop_file, scratch)
         trainable = tune.with_resources(
             tune.with_parameters(_train, share=share),
@@ -109,56 +139,66 @@ def run_trials(
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=FamilySearcher(
-                    proposer, metric=job.metric, goal=job.goal, n_ahead=n_ahead, reuse=job.reuse
+                    proposer,
+                    metric=job.metric,
+                    goal=job.goal,
+                    n_ahead=n_ahead,
+                    reuse=job.reuse,
+                    is_over=ending.is_over,
                 ),
                 scheduler=scheduler,
                 num_samples=run.n_trials,
                 max_concurrent_trials=devices.max_concurrent,
                 reuse_actors=True,
-                time_budget_s=run.max_seconds,
+                time_budget_s=ending.max_seconds,
             ),
             run_config=tune.RunConfig(
                 name="search", storage_path=scratch, verbose=0, callbacks=[watcher, *callbacks]
             ),
         )
-        with _prompt_interrupt(stop_file):
+        with _prompt_interrupt(ending, stop_file):
             tuner.fit()
-        effort.is_interrupted = stop_file.exists()
+        effort.is_interrupted = ending.is_interrupted
 
 
-def _is_over(deadline: float | None, stop_file: Path) -> bool:
-    return (deadline is not None and time.monotonic() >= deadline) or stop_file.exists()
-
-
-def _make_scheduler(run: TrialRun, ledger: Ledger) -> Any:
+def make_scheduler(
+    early: EarlyStopping | None, longest: int, metric: Metric, *, finished: Collection[TrialRecord]
+) -> TrialScheduler:
     """ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020), or none.
 
-    Its rungs are filled with what the ledger's finished trials had reached in them.
+    Args:
+        longest: the most epochs that any trial asks for. No rung is there, where nothing is left to stop.
+        finished: trials that stand in the rungs already, as their rows say: by the metric of now.
     """
-    early = run.early_stopping
     if early is None:
         return FIFOScheduler()  # type: ignore[no-untyped-call]
+    mode = tune_mode(metric.goal)
     scheduler = ASHAScheduler(
         time_attr="epoch",
         metric=RUNG_METRIC,
-        mode=tune_mode(run.job.goal),
-        # No rung at the last epoch, where there is nothing left to stop. Not a limit of a trial's epochs:
-        max_t=max(early.grace_period, min(run.longest, early.max_epochs or run.longest) - 1),
+        mode=mode,
+        max_t=max(early.grace_period, longest),
         stop_last_trials=False,
         grace_period=early.grace_period,
         reduction_factor=early.reduction_factor,
         brackets=early.brackets,
     )
-    for record in ledger.finished().values():
-        for bracket, milestone, value in record.rungs:
-            rungs = dict(scheduler._brackets[bracket]._rungs) if bracket < len(scheduler._brackets) else {}
-            if milestone in rungs:
-                rungs[milestone][record.trial_id] = value
+    # Ray's own rungs are not W&B's: 4.5 epochs for eta 1.5, and a rounded logarithm loses the last of eta 3.
+    rungs: dict[int, dict[str, float]] = {milestone: {} for milestone in reversed(early.rungs(longest))}
+    sign = 1.0 if mode == "max" else -1.0  # ASHA holds what it has recorded so that more is better
+    for record in finished:
+        rung_metric = RungMetric(metric, early)
+        for row in record.rows:
+            value = rung_metric.after(row)
+            if int(row["epoch"]) in rungs:
+                rungs[int(row["epoch"])][record.trial_id] = sign * value
+    for bracket in scheduler._brackets:
+        bracket._rungs = list(rungs.items())
     return scheduler
 
 
 @contextmanager
-def _prompt_interrupt(stop_file: Path) -> Iterator[None]:
+def _prompt_interrupt(ending: Ending, stop_file: Path) -> Iterator[None]:
     """Let the first Ctrl-C or SIGTERM end the search within seconds, and the second at once.
 
     Trials look for the stop file after each step; Tune ends gracefully on SIGUSR1.
@@ -168,6 +208,7 @@ def _prompt_interrupt(stop_file: Path) -> Iterator[None]:
         return
 
     def on_signal(number: int, frame: FrameType | None) -> None:
+        ending.is_interrupted = True
         stop_file.touch()
         for each, handler in before.items():
             signal.signal(each, handler)
@@ -192,7 +233,7 @@ def _train(config: dict[str, Any], share: WorkerShare) -> None:
     """The trainable, in a worker process of Ray that is used again for trial after trial."""
     planned = PlannedTrial(config["trial_id"], TrialConfig(**config["params"]))
     bench = _bench_of(share)
-    rung_metric = _RungMetric(share)
+    rung_metric = RungMetric(Metric(share.job.metric, share.job.goal), share.early_stopping)
 
     def report(progress: EpochReport) -> None:
         tune.report(
@@ -215,18 +256,18 @@ def _train(config: dict[str, Any], share: WorkerShare) -> None:
         )
 
 
-class _RungMetric:
-    """What ASHA compares: the metric of the epoch (`strict`), or the best that the trial has had."""
+class RungMetric:
+    """What ASHA compares of a trial: the metric of the epoch (`strict`), or the best that it has had."""
 
-    def __init__(self, share: WorkerShare) -> None:
-        self._job = share.job
-        self._is_strict = share.early_stopping is not None and share.early_stopping.strict
+    def __init__(self, metric: Metric, early: EarlyStopping | None) -> None:
+        self._metric = metric
+        self._is_strict = early is not None and early.strict
         self._best: float | None = None
 
     def after(self, row: Row) -> float:
         """The value after one more epoch."""
-        value = row[self._job.metric]
-        if self._is_strict or self._best is None or is_better(value, self._best, self._job.goal):
+        value = row[self._metric.name]
+        if self._is_strict or self._best is None or is_better(value, self._best, self._metric.goal):
             self._best = value
         return self._best
 
@@ -238,7 +279,32 @@ def _bench_of(share: WorkerShare) -> Workbench:
     return _benches[share.search_id]
 
 
-class _Watcher(tune.Callback):
+def read_reason(folder: Path) -> str:
+    """Why a trial failed, from what Tune left in the trial's folder on this machine.
+
+    (Ray 2.60's own `Trial.get_pickled_error` looks in the storage, where it is not yet.)
+    """
+    error, text = None, ""
+    with suppress(OSError):
+        text = _last_line((folder / ERROR_TEXT).read_text(errors="replace"))
+    with suppress(Exception):  # what cannot be unpickled here still has its text
+        error = cloudpickle.loads((folder / ERROR_PICKLE).read_bytes())
+    if isinstance(error, RayTaskError):
+        return _cut_short(f"{type(error.cause).__name__}: {error.cause}")
+    if text and not isinstance(error, RayActorError):
+        return _cut_short(text)
+    return _cut_short(": ".join(filter(None, ["the process of the trial died", text])))
+
+
+def _cut_short(text: str) -> str:
+    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}..."
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+class Watcher(tune.Callback):
     """Writes what Tune reports to the ledger, and shows it.
 
     Tune pickles its callbacks into its snapshots. Nothing is read from those: the watcher leaves no state.
@@ -247,17 +313,16 @@ class _Watcher(tune.Callback):
     def __init__(
         self,
         ledger: Ledger,
-        scheduler: Any,
         observer: Callable[[Sequence[LiveTrial]], None],
         effort: Effort,
-        *,
-        is_over: Callable[[], bool],
+        ending: Ending,
+        stop_file: Path,
     ) -> None:
         self._ledger = ledger
-        self._scheduler = scheduler
         self._observer = observer
         self._effort = effort
-        self._is_over = is_over
+        self._ending = ending
+        self._stop_file = stop_file
         self._started: dict[str, float] = {}
         self._ended: dict[str, float] = {}
 
@@ -285,17 +350,19 @@ class _Watcher(tune.Callback):
         last = int((trial.last_result or {}).get("epoch", 0))
         status: Status = "TERMINATED"
         if last < trial.config["params"]["epochs"]:
-            status = "SKIPPED" if self._is_over() else "STOPPED"
+            status = "SKIPPED" if self._ending.is_over() else "STOPPED"
         self._end(trial, status)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial failed."""
-        error = trial.get_pickled_error() or trial.get_error() or "the process of the trial died"
-        cause = getattr(error, "cause", None) or error
-        self._end(trial, "ERROR", f"{type(cause).__name__}: {cause}".strip())
+        """A trial failed, perhaps before it started: then Tune has not spoken of it yet."""
+        if trial.trial_id not in self._started:
+            self.on_trial_start(iteration, trials, trial)
+        self._end(trial, "ERROR", read_reason(Path(trial.local_path)))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Tune's loop came round: several times a second."""
+        if self._ending.is_over():
+            self._stop_file.touch()  # Tune's own way lets the epoch in progress come to its end
         self._observer([self._live(trial) for trial in trials if trial.trial_id in self._started])
 
     def _end(self, trial: Any, status: Status, error: str | None = None) -> None:
@@ -305,7 +372,6 @@ class _Watcher(tune.Callback):
             status,
             seconds=self._seconds(trial),
             error=error,
-            rungs=self._rungs_of(trial.trial_id),
         )
 
     def _seconds(self, trial: Any) -> float:
@@ -320,11 +386,3 @@ class _Watcher(tune.Callback):
             row=trial.last_result or None,
             seconds=self._seconds(trial),
         )
-
-    def _rungs_of(self, ray_id: str) -> list[RungEntry]:
-        return [
-            (number, int(milestone), float(recorded[ray_id]))
-            for number, bracket in enumerate(getattr(self._scheduler, "_brackets", []))
-            for milestone, recorded in bracket._rungs
-            if ray_id in recorded
-        ]

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.end_to_end
         (["--trials", "0"], "--trials"),
         (["--seed", "1", "--set", "seed=2"], "--seed"),
         (["--set", "freeze=0.5"], "freeze"),
+        (["--name", "../elsewhere"], "--name ../elsewhere"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -11,7 +11,9 @@ import pytest
 
 from tests.end_to_end.command import Ran, run
 from tests.wandb_files import read_offline_runs
-from tune_inat.searchers import STUDY_FILE, open_study_storage
+from tune_inat.runs import STUDY_FILE
+from tune_inat.searchers import name_study, open_study_storage
+from tune_inat.space import load_space
 
 pytestmark = pytest.mark.end_to_end
 
@@ -200,9 +202,8 @@ def test_no_reuse_gives_the_same_numbers(grid: Search) -> None:
 
 
 def test_optuna_search_keeps_its_study_and_stops_trials_early(bayes: Search) -> None:
-    study = optuna.load_study(
-        study_name="bayes-sample", storage=open_study_storage(bayes.folder / STUDY_FILE)
-    )
+    name = name_study("bayes-sample", load_space(str(bayes.sweep)))
+    study = optuna.load_study(study_name=name, storage=open_study_storage(bayes.folder / STUDY_FILE))
     trials = bayes.summary["trials"]
     assert len(trials) == len(study.trials) == 5
     values = sorted(trial.value for trial in study.trials if trial.value is not None)
