@@ -9,7 +9,7 @@ from tests.benches import write_images
 from tune_inat.errors import UserError
 from tune_inat.inputs import read_inputs
 from tune_inat.meter import SilentMeter
-from tune_inat.runs import find_run_folder, held
+from tune_inat.runs import find_run_folder, held, keep_identity
 from tune_inat.settings import make_settings
 from tune_inat.store import Store
 
@@ -60,14 +60,17 @@ def test_named_search_refuses_other_weights_of_the_same_name(folder: Path) -> No
     weights = folder / "w.pth"
     weights.write_bytes(b"old")
     before = identity(folder, weights=str(weights))
-    with held(folder / "runs" / "mine", before):
-        pass
+    with held(folder / "runs" / "mine"):
+        keep_identity(folder / "runs" / "mine", before)
     weights.write_bytes(b"new")
     after = identity(folder, weights=str(weights))
     with pytest.raises(UserError, match="holds a search with other weights"):
         find_run_folder(folder / "runs", "mine", "space-photos", after)
 
 
-def test_weights_that_are_not_there_are_left_to_who_loads_them(folder: Path) -> None:
-    assert "weights" not in identity(folder, weights=str(folder / "nowhere.pth"))
-    assert "weights" not in identity(folder, weights=str(folder))
+def test_models_and_weights_that_do_not_exist_are_refused_before_anything_is_decoded(folder: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        identity(folder, weights=str(folder / "nowhere.pth"))
+    with pytest.raises(UserError, match="Did you mean"):
+        identity(folder, model="resnet5")
+    assert not (folder / "cache" / "pixels").exists()

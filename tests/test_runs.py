@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 
 from tune_inat.errors import ResourceError, UserError
-from tune_inat.runs import find_run_folder, held, short_name, work_identity
+from tune_inat.runs import find_run_folder, held, keep_identity, short_name, work_identity
 
 IDENTITY: dict[str, object] = {"space": "grid", "images": "abc", "parameters": {"seed": 0}}
 
 
 def keep(folder: Path, identity: dict[str, object]) -> None:
-    with held(folder, identity):
+    with held(folder):
+        keep_identity(folder, identity)
         (folder / "summary.json").touch()
 
 
@@ -36,12 +37,29 @@ def test_folder_of_something_else_is_never_taken(hostile_path: Path) -> None:
     (hostile_path / "grid-sample").mkdir()
     (hostile_path / "grid-sample" / "thesis.tex").touch()
     assert find_run_folder(hostile_path, None, "grid-sample", IDENTITY).name == "grid-sample-2"
-    with pytest.raises(UserError, match="Choose another name"):
+    with pytest.raises(UserError, match="holds other files, not a search"):
         find_run_folder(hostile_path, "grid-sample", "grid-sample", IDENTITY)
 
 
+def test_search_that_is_refused_takes_no_name(hostile_path: Path) -> None:
+    with pytest.raises(UserError), held(hostile_path / "mine"):
+        raise UserError("there is no model resnet5")
+    assert not (hostile_path / "mine").exists()
+    assert find_run_folder(hostile_path, None, "mine", IDENTITY).name == "mine"
+
+
+def test_space_may_grow_by_weights_files_but_those_it_had_must_be_the_same(hostile_path: Path) -> None:
+    folder = hostile_path / "mine"
+    keep(folder, {**IDENTITY, "weights": {"a.pth": "1"}})
+    keep(folder, {**IDENTITY, "weights": {"b.pth": "2"}})
+    both: dict[str, object] = {**IDENTITY, "weights": {"a.pth": "1", "b.pth": "2"}}
+    assert find_run_folder(hostile_path, "mine", "", both) == folder
+    with pytest.raises(UserError, match="other weights"):
+        find_run_folder(hostile_path, "mine", "", {**IDENTITY, "weights": {"a.pth": "changed"}})
+
+
 def test_two_searches_cannot_write_to_one_folder(hostile_path: Path) -> None:
-    with held(hostile_path / "run", IDENTITY), pytest.raises(ResourceError, match="another search"):
+    with held(hostile_path / "run"), pytest.raises(ResourceError, match="another search"):
         keep(hostile_path / "run", IDENTITY)
     keep(hostile_path / "run", IDENTITY)
 

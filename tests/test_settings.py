@@ -33,6 +33,18 @@ def test_gpus_are_a_number_or_auto(given: str, meant: float | str) -> None:
     assert make_settings(gpus_per_trial=given).gpus_per_trial == meant
 
 
+@pytest.mark.parametrize("given", ["-1", "abc"])
+def test_all_that_gpus_can_be_is_said(given: str) -> None:
+    with pytest.raises(UserError, match=r"auto, a share \(0.25\) or a number"):
+        make_settings(gpus_per_trial=given)
+
+
+@pytest.mark.parametrize("project", ["a/b", "a:b", "x" * 129])
+def test_project_that_wandb_would_refuse_is_refused_at_once(project: str) -> None:
+    with pytest.raises(UserError, match="W&B project"):
+        make_settings(wandb_project=project)
+
+
 def test_storage_elsewhere_is_refused_not_taken_for_a_folder() -> None:
     with pytest.raises(UserError, match="a local folder"):
         make_settings(storage="s3://bucket/runs")

@@ -84,7 +84,7 @@ def test_trials_that_do_not_fit_are_counted() -> None:
 def test_line_of_an_ended_trial_says_all_about_it() -> None:
     standings = Standings(total=4)
     trials = [
-        FakeTrial("a", lr=0.1, status="TERMINATED", epoch=2, val_accuracy=0.75),
+        FakeTrial("a", lr=0.1, status="STOPPED", epoch=2, val_accuracy=0.75),
         FakeTrial("b", lr=0.2, epoch=2),
     ]
     standings.update(trials)

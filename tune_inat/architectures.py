@@ -60,6 +60,22 @@ def create_architecture(name: str, *, weights: str, image_size: int | None) -> A
     return _create_torchvision(name, weights, image_size)
 
 
+def check_architecture(name: str, weights: str) -> None:
+    """Refuse a network or a weights file that is not there, without making or downloading anything.
+
+    Raises:
+        BackboneError: there is no such network, or no such file.
+    """
+    from torchvision import models
+
+    if name.startswith(TIMM_PREFIX):
+        _check_timm(name.removeprefix(TIMM_PREFIX))
+    elif name not in models.list_models(module=models):
+        raise BackboneError(_unknown_torchvision(name, models.list_models(module=models)))
+    if weights not in ("default", "none") and not Path(weights).is_file():
+        read_weight_file(Path(weights))  # says what is wrong with it
+
+
 def is_classifier(layer: nn.Module) -> bool:
     """Whether a layer can turn features into logits: linear, or a convolution of single pixels."""
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
@@ -123,9 +139,8 @@ def _fit_positions(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tens
 def _create_timm(name: str, weights: str, image_size: int | None) -> Architecture:
     import timm
 
-    base, _, tag = name.partition(".")
-    if not timm.is_model(base) or (tag and name not in timm.list_pretrained()):
-        raise BackboneError(_unknown_timm(name))
+    _check_timm(name)
+    base = name.partition(".")[0]
     config = timm.get_pretrained_cfg(name)
     assert config is not None, "timm has a configuration for each of its models"
     size = image_size or config.input_size[-1]
@@ -154,6 +169,14 @@ def _create_timm(name: str, weights: str, image_size: int | None) -> Architectur
         load_state(model, read_weight_file(Path(weights)), f"weights {weights}", optional=classifiers)
     mean, std = _channels(config.mean), _channels(config.std)
     return Architecture(model, classifiers, mean, std, size, loaded)
+
+
+def _check_timm(name: str) -> None:
+    import timm
+
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base) or (tag and name not in timm.list_pretrained()):
+        raise BackboneError(_unknown_timm(name))
 
 
 def _packaged_file() -> Path:

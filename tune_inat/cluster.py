@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ QUIET_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 WORKER_ENVIRONMENT = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "30"}
+CONNECT_SECONDS = 5.0
 OBJECT_STORE_BYTES = 256 * 2**20  # Ray carries a search's description only; images and weights are on disk
 
 
@@ -90,6 +92,7 @@ def _init_ray(address: str | None, n_gpus: int | None) -> None:
         "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
     }
     if address is not None:
+        _knock(address)
         ray.init(address=address, **common)
         return
     ray.init(
@@ -100,6 +103,17 @@ def _init_ray(address: str | None, n_gpus: int | None) -> None:
         object_store_memory=OBJECT_STORE_BYTES,
         **common,
     )
+
+
+def _knock(address: str) -> None:
+    """Find out whether anybody is there: Ray itself would try for minutes.
+
+    Raises:
+        OSError: nobody answers.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def _why_no_ray(address: str | None, error: BaseException) -> BaseException:

@@ -39,7 +39,7 @@ from tune_inat.results import (
     write_leaderboard,
     write_summary,
 )
-from tune_inat.runs import STUDY_FILE, find_run_folder, held, short_name, work_identity
+from tune_inat.runs import STUDY_FILE, find_run_folder, held, keep_identity, short_name, work_identity
 from tune_inat.settings import SearchSettings
 from tune_inat.store import Store, default_root, hash_of
 from tune_inat.wandb_files import sync_line
@@ -86,7 +86,7 @@ def conduct_search(
     with ExitStack() as stack:
         bytes_before = size_of(default_root()) if settings.reuse else 0
         inputs, folder = _open(settings, terminal, stack)
-        stack.enter_context(held(folder, _identity(inputs)))
+        stack.enter_context(held(folder))
         ledger = Ledger(folder)
         if not settings.reuse:
             _begin_anew(folder, ledger)
@@ -150,7 +150,8 @@ class _Conductor:
         if n_left > 0:
             self._run_trials(n_left)
         else:
-            self._terminal.say(f"All {self._inputs.plan.n_trials} trials are done already.")
+            keep_identity(self._folder, _identity(self._inputs))
+            self._terminal.say(f"All {len(self._finished()):,} trials are done already.")
         ranked = leaderboard(self._results(), self._metric.name, self._metric.goal)
         best = best_of(ranked)
         test = None if best is None else self._export(best)
@@ -193,22 +194,22 @@ class _Conductor:
 
     def _records(self) -> dict[str, TrialRecord]:
         """What the ledger has on trials of this space. Under a name it may know others, too."""
-        inputs, records = self._inputs, self._ledger.records()
-        if inputs.space.method == "bayes":
-            return {
-                trial_id: record
-                for trial_id, record in records.items()
-                if is_of_space(record.config, inputs.space, inputs.fixed)
-            }
-        planned = {trial.trial_id for trial in inputs.plan.trials}
-        return {trial_id: record for trial_id, record in records.items() if trial_id in planned}
+        inputs = self._inputs
+        return {
+            trial_id: record
+            for trial_id, record in self._ledger.records().items()
+            if is_of_space(record.config, inputs.space, inputs.fixed)
+        }
 
     def _finished(self) -> dict[str, TrialRecord]:
         return {trial_id: record for trial_id, record in self._records().items() if record.is_finished}
 
     def _n_left(self) -> int:
         """Trials that are not done. Fewer may be asked for than there are."""
-        return max(0, self._inputs.plan.n_trials - len(self._finished()))
+        finished, plan = self._finished(), self._inputs.plan
+        if self._inputs.space.method == "bayes":
+            return max(0, plan.n_trials - len(finished))
+        return sum(trial.trial_id not in finished for trial in plan.trials)
 
     def _prepare(self, n_left: int) -> "Preparation":
         """The preparation of the trials that are left, once it is known that they can run."""
@@ -245,6 +246,7 @@ class _Conductor:
             self._forecast, devices = preparation.foresee(
                 cluster(), seconds_so_far=time.monotonic() - self._started
             )
+            keep_identity(self._folder, _identity(self._inputs))  # nothing is refused from here on
             self._terminal.plan_in_short(self._forecast.to_json())
             bench = self._open_bench()
             if settings.address is None:  # on other machines, trials compute what they miss
@@ -256,7 +258,7 @@ class _Conductor:
             ending = Ending(None if settings.max_hours is None else settings.max_hours * 3600)
             tracker = self._tracker(ending)
             finished = self._finished()
-            with self._terminal.trials(self._inputs.plan.n_trials, len(finished), self._metric) as board:
+            with self._terminal.trials(n_left + len(finished), len(finished), self._metric) as board:
                 run = TrialRun(
                     job=job,
                     devices=devices,
@@ -339,15 +341,13 @@ class _Conductor:
         }
 
     def _results(self) -> list[TrialResult]:
-        """All trials of the plan, also those that did not come to run; of bayes, all that were proposed."""
+        """All trials of the plan, also those that did not come to run, and all others that ran before."""
         records = self._records()
-        if self._inputs.plan.trials:
-            wanted = [
-                records.get(trial.trial_id, TrialRecord(trial.trial_id, trial.config.model_dump()))
-                for trial in self._inputs.plan.trials
-            ]
-        else:
-            wanted = list(records.values())
+        planned = {
+            trial.trial_id: TrialRecord(trial.trial_id, trial.config.model_dump())
+            for trial in self._inputs.plan.trials
+        }
+        wanted = {**planned, **records}.values()
         return [trial_result(record, self._metric.name, self._metric.goal) for record in wanted]
 
     def _export(self, best: TrialResult) -> TestResult | None:

@@ -15,6 +15,7 @@ from typing import Any
 from tune_inat.config import TrialConfig
 from tune_inat.cuts import Choice, Images, Need, choose_cuts
 from tune_inat.devices import Devices
+from tune_inat.disk import size_of
 from tune_inat.features import STORED_TYPE, CutFeatures, has_features
 from tune_inat.figures import CutFigures, StepModel
 from tune_inat.graph import INPUT
@@ -242,7 +243,8 @@ class Forecaster:
         used = sum(sizes.values()) + sum(
             images.size(name) for images in self._sets for name in images.present
         )
-        return max(0, min(free, self._budget - used))
+        downloaded = sum(size_of(self._job.store.root / name) for name in ("data", "remote"))
+        return max(0, min(free, self._budget - used - downloaded - self._states_bytes()))
 
     def _frozen_rate(self, key: str) -> float:
         """The operations a second of the frozen layers that a set of images goes through."""

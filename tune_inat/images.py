@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 KIND = "pixels"
-DECODER_VERSION = 1  # part of the key: raise it when the same file would give other pixels
+DECODER_VERSION = 2  # part of the key: raise it when the same file would give other pixels
 ROWS_A_CHUNK = 256  # what a killed process has to decode again at most
 PIXELS_FILE = "pixels.npy"
 INDEX_FILE = "index.json"

@@ -1,7 +1,8 @@
 """Everything that a search reads before it runs: its space, its images, its plan."""
 
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 from tune_inat.config import TrialConfig
 from tune_inat.contents import hash_content
 from tune_inat.data import DataSet, find_images, split_images
+from tune_inat.errors import SpaceError, UserError
 from tune_inat.images import Pixels, has_pixels, load_pixels
 from tune_inat.meter import Meter
 from tune_inat.plan import SearchPlan, check_early_stopping, longest_trial, make_plan
-from tune_inat.settings import WEIGHTS_WITHOUT_FILE, SearchSettings
+from tune_inat.settings import WEIGHTS_WITHOUT_FILE, SearchSettings, project_problem
 from tune_inat.space import SearchSpace, load_space
 from tune_inat.store import Store, default_root
 
@@ -75,11 +77,17 @@ def read_inputs(settings: SearchSettings, meter: Meter, store: Store) -> Inputs:
     fixed = {name: value for name, value in settings.fixed().items() if name not in space.parameters}
     plan = make_plan(space, fixed, n_trials=settings.trials, seed=seed_of(fixed))
     check_early_stopping(space, longest_trial(space, fixed))
+    problem = project_problem(space.project)
+    if problem is not None:
+        raise SpaceError(f"{space.source}: {problem}")
     folder = find_images(settings.data, cache=store.root, meter=meter)
     files = {file.content: file.path for file in folder.files}
     size = _first_image_size(space, fixed)
     pixels = None
-    if not settings.dry_run or has_pixels(store, files, size=size):
+    is_decoded = has_pixels(store, files, size=size)
+    if not is_decoded:  # which can take long
+        _check_models(space, fixed)
+    if is_decoded or not settings.dry_run:
         n_workers = len(os.sched_getaffinity(0))
         pixels = load_pixels(store, files, size=size, n_workers=n_workers, meter=meter)
     data = split_images(
@@ -96,6 +104,25 @@ def open_store(settings: SearchSettings) -> Store:
     """The user's store, within `--cache-gb`."""
     budget = None if settings.cache_gb is None else int(settings.cache_gb * BYTES_PER_GB)
     return Store(default_root(), budget)
+
+
+def _check_models(space: SearchSpace, fixed: Mapping[str, Any]) -> None:
+    """Refuse models and weights files that do not exist, all at once."""
+    from tune_inat.architectures import check_architecture
+
+    def values_of(name: str) -> Sequence[str]:
+        if name in space.parameters:
+            return [str(value) for value in space.parameters[name].values or ()]
+        return [str(fixed.get(name, TrialConfig.model_fields[name].default))]
+
+    problems: dict[str, None] = {}
+    for model, weights in itertools.product(values_of("model"), values_of("weights")):
+        try:
+            check_architecture(model, weights)
+        except UserError as error:
+            problems.update(dict.fromkeys(error.problems))
+    if problems:
+        raise UserError(tuple(problems))
 
 
 def _hash_weights(space: SearchSpace, fixed: Mapping[str, Any]) -> dict[str, str]:

@@ -151,9 +151,6 @@ def check_early_stopping(space: SearchSpace, longest: int) -> None:
     Raises:
         SpaceError: the first rung lies at or after the last epoch of the longest trial.
     """
-    early = space.early_stopping
-    if early is not None and early.grace_period >= longest:
-        raise SpaceError(
-            f"{space.source}: early_terminate first looks at a trial after epoch {early.grace_period}, "
-            f"but the longest has {longest} epochs. Lower min_iter, or raise epochs."
-        )
+    problem = space.early_stopping.problem(longest) if space.early_stopping is not None else None
+    if problem is not None:
+        raise SpaceError(f"{space.source}: {problem}")

@@ -53,7 +53,11 @@ def find_run_folder(storage: Path, name: str | None, proposed: str, identity: Ma
     folder = storage / name
     known = _read_identity(folder)
     if known is not None:
-        other = [key for key, value in work_identity(identity).items() if known.get(key) != value]
+        if not known:
+            raise UserError(f"--name {name}: {folder} holds other files, not a search. Choose another name.")
+        other = [
+            key for key, value in work_identity(identity).items() if not _agrees(key, known.get(key), value)
+        ]
         if other:
             raise UserError(
                 f"--name {name}: {folder} holds a search with other {', '.join(other)}. Choose another name."
@@ -62,8 +66,8 @@ def find_run_folder(storage: Path, name: str | None, proposed: str, identity: Ma
 
 
 @contextmanager
-def held(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
-    """Make a search's folder and hold it; the lock dies with its owner.
+def held(folder: Path) -> Iterator[None]:
+    """Make a search's folder and hold it; the lock dies with its owner. A folder left empty is removed.
 
     Raises:
         ResourceError: another search holds the folder, or it cannot be written.
@@ -81,18 +85,39 @@ def held(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
             f"{folder}: the search's folder cannot be written ({error.strerror}). Choose another --storage."
         ) from error
     try:
-        write_atomically(folder / IDENTITY_FILE, (json.dumps(identity, indent=2) + "\n").encode())
         yield
     finally:
+        if _is_free(folder):  # the search was refused: its name is not taken
+            (folder / LOCK_FILE).unlink(missing_ok=True)
+            folder.rmdir()
         lock.release()
+
+
+def keep_identity(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Write down whose folder it is from now on; weights files that an earlier space named count on."""
+    known = (_read_identity(folder) or {}).get("weights", {})
+    kept = {**identity, "weights": {**known, **identity["weights"]}} if "weights" in identity else identity
+    write_atomically(folder / IDENTITY_FILE, (json.dumps(kept, indent=2) + "\n").encode())
 
 
 def _read_identity(folder: Path) -> dict[str, Any] | None:
     """What a folder's search is; `None` where the folder is free, an empty mapping where it says nothing."""
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or _is_free(folder):
         return None
     try:
         identity = json.loads((folder / IDENTITY_FILE).read_bytes())
     except (OSError, ValueError):
         return {}
     return identity if isinstance(identity, dict) else {}
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether nothing but a lock is there."""
+    return all(entry.name == LOCK_FILE for entry in folder.iterdir())
+
+
+def _agrees(key: str, known: Any, value: Any) -> bool:
+    """Of weights, the files that both searches name count: a space may have grown by others."""
+    if key == "weights":
+        return all((known or {}).get(file, content) == content for file, content in value.items())
+    return bool(known == value)

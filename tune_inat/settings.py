@@ -8,12 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tune_inat.config import TrialConfig
 from tune_inat.errors import UserError
-from tune_inat.wording import complaint, did_you_mean
+from tune_inat.wording import complaint, did_you_mean, shown
 
 SAMPLE = "sample"
 SAMPLE_MODEL = "timm/tf_efficientnet_lite0"
 SAMPLE_IMAGE_SIZE = 96
 WEIGHTS_WITHOUT_FILE = ("default", "none")
+NOT_IN_PROJECTS = "/\\#?%:"
+MAX_PROJECT_NAME = 128  # characters
 MAX_NAME_BYTES = 120  # W&B's groups end at 128, file systems at 255
 
 
@@ -86,7 +88,15 @@ def make_settings(**arguments: Any) -> SearchSettings:
     except ValidationError as error:
         problems = {str(item["loc"][0]): _problem(item) for item in error.errors()}  # one for each argument
         raise UserError(list(problems.values())) from error
-    further = [text for text in (_storage_problem(settings), _name_problem(settings)) if text is not None]
+    further = [
+        text
+        for text in (
+            _storage_problem(settings),
+            _name_problem(settings),
+            project_problem(settings.wandb_project),
+        )
+        if text is not None
+    ]
     if further:
         raise UserError(further)
     return settings
@@ -120,8 +130,22 @@ def _name_problem(settings: SearchSettings) -> str | None:
     return None
 
 
+def project_problem(project: str | None) -> str | None:
+    """What is wrong with the name of a W&B project, by W&B's own rules."""
+    if project is None:
+        return None
+    bad = sorted(set(project) & set(NOT_IN_PROJECTS))
+    if bad:
+        return f"W&B project {shown(project)}: its name cannot have {' '.join(bad)} in it."
+    if len(project) > MAX_PROJECT_NAME:
+        return f"W&B project {shown(project)}: its name is longer than {MAX_PROJECT_NAME} characters."
+    return None
+
+
 def _problem(item: Mapping[str, Any]) -> str:
     name = str(item["loc"][0])
     if item["type"] == "extra_forbidden":
         return f"there is no argument {name}. {did_you_mean(name, SearchSettings.model_fields)}"
+    if name == "gpus_per_trial":
+        return f"--gpus-per-trial: {shown(item['input'])} is not auto, a share (0.25) or a number from 0 on."
     return f"--{name.replace('_', '-')}: {complaint(item)}"

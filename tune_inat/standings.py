@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from tune_inat.objective import DEFAULT_METRIC, Metric
 
-ENDED = frozenset({"TERMINATED", "ERROR"})  # Ray's words for trials that will not go on
+ENDED = frozenset({"TERMINATED", "STOPPED", "SKIPPED", "ERROR"})
 
 
 class LiveTrial(Protocol):

@@ -62,6 +62,15 @@ class EarlyStopping:
         rungs = (int(self.grace_period * self.reduction_factor**k) for k in range(MAX_RUNGS))
         return tuple(dict.fromkeys(itertools.takewhile(lambda rung: rung < last, rungs)))
 
+    def problem(self, longest: int) -> str | None:
+        """Why no trial could ever be stopped, however it went, if the longest has so many epochs."""
+        if self.grace_period < longest:
+            return None
+        return (
+            f"early_terminate first looks at a trial after epoch {self.grace_period}, but the longest has "
+            f"{longest} epochs. Lower min_iter, or raise epochs."
+        )
+
 
 @dataclass(frozen=True)
 class Sweep:

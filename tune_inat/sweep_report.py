@@ -5,7 +5,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tune_inat.distributions import identity
+from tune_inat.distributions import grid_length, identity
 from tune_inat.errors import printable
 from tune_inat.objective import DEFAULT_METRIC, GOALS, metric_name
 from tune_inat.parameters import canonical_name, leaf_name
@@ -42,7 +42,7 @@ class SweepReport:
                 parameter.name: {"kind": parameter.kind, **identity(parameter.distribution)}
                 for parameter in sweep.parameters
             },
-            "refused": self.refusals,
+            "refused": self.all_refusals(),
             "notices": self.notices,
         }
 
@@ -62,37 +62,45 @@ class SweepReport:
         console.print(table)
         for title, text in self._summary():
             console.print(Text(printable(f"{title:<15} {text}")))
-        if self.refusals:
+        refusals = self.all_refusals()
+        if refusals:
             console.print(Text("\nA search would refuse it:"))
-        for refusal in self.refusals:
+        for refusal in refusals:
             console.print(Text(printable(refusal)))
         for notice in self.notices:
             sys.stderr.write(f"Note: {printable(notice)}\n")
 
     def _summary(self) -> list[tuple[str, str]]:
         sweep, metric, run_cap = self.sweep, self._metric(), self._run_cap()
-        n_points = math.prod(len(parameter.distribution.values or ()) for parameter in sweep.parameters)
+        n_points = math.prod(grid_length(each.distribution) or 0 for each in sweep.parameters)
         n_trials = f", {n_points:,} trials" if sweep.method == "grid" else ""
         rows = [
             ("method", f"{sweep.method}{n_trials}"),
             ("metric", f"{metric['name']}, {metric['goal']}"),
         ]
         if sweep.early_stopping is not None:
-            rungs = ", ".join(map(str, sweep.early_stopping.rungs(self._longest())))
+            rungs = ", ".join(map(str, sweep.early_stopping.rungs(self._longest() or ASSUMED_EPOCHS)))
             share = f"1 in {sweep.early_stopping.reduction_factor:g}"
-            rows.append(("early stopping", f"after epochs {rungs} the best {share} go on"))
+            if rungs:
+                rows.append(("early stopping", f"after epochs {rungs} the best {share} go on"))
         if run_cap is not None:
             rows.append(("run cap", f"{run_cap} trials"))
         return rows
 
-    def _longest(self) -> int:
-        """The epochs of the longest trial."""
+    def all_refusals(self) -> tuple[str, ...]:
+        """Why a search would refuse it, also for what its parameters say together."""
+        early, longest = self.sweep.early_stopping, self._longest()
+        problem = early.problem(longest) if early is not None and longest is not None else None
+        return self.refusals if problem is None else (*self.refusals, f"{self.source}: {problem}")
+
+    def _longest(self) -> int | None:
+        """The epochs of the longest trial, where the file says so."""
         for parameter in self.sweep.parameters:
             if canonical_name(leaf_name(parameter.path)) == "epochs":
                 listed = parameter.distribution.values or (parameter.distribution.ppf(1.0),)
                 if all(isinstance(epochs, int | float) for epochs in listed):
                     return int(max(listed))
-        return ASSUMED_EPOCHS
+        return None
 
     def _metric(self) -> dict[str, str]:
         """As the file names it, with the goal that a search would take."""

@@ -95,9 +95,8 @@ class LiveTable:
 def ended_line(standings: Standings, trial: LiveTrial, n_done: int, elapsed: float) -> str:
     """One line about a trial that has ended as the `n_done`th, for a log."""
     done, asked = epochs_done(trial), epochs_asked(trial)
-    status = "STOPPED" if trial.status == "TERMINATED" and done < asked else trial.status
     best = standings.best.get(trial.trial_id)
-    said = [f"{status} after {done} of {asked} epochs", duration(trial.seconds)]
+    said = [f"{trial.status} after {done} of {asked} epochs", duration(trial.seconds)]
     if best is not None:
         said.insert(1, f"{standings.metric.name} {number(best)}")
     said += [f"{name} {short(trial.config[name])}" for name in standings.varied_names]

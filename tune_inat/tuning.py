@@ -59,7 +59,7 @@ class Ending:
 
 @dataclass(frozen=True)
 class LiveTrial:
-    """A trial as Tune sees it now. `row` is its last report."""
+    """A trial as it stands now. `row` is its last report; `status` Ray's word, and ours when it has ended."""
 
     trial_id: str
     config: Mapping[str, Any]
@@ -325,6 +325,7 @@ class Watcher(tune.Callback):
         self._stop_file = stop_file
         self._started: dict[str, float] = {}
         self._ended: dict[str, float] = {}
+        self._statuses: dict[str, Status] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -367,6 +368,7 @@ class Watcher(tune.Callback):
 
     def _end(self, trial: Any, status: Status, error: str | None = None) -> None:
         self._ended[trial.trial_id] = time.monotonic()
+        self._statuses[trial.trial_id] = status
         self._ledger.end(
             trial.config["trial_id"],
             status,
@@ -382,7 +384,7 @@ class Watcher(tune.Callback):
         return LiveTrial(
             trial_id=trial.config["trial_id"],
             config=trial.config["params"],
-            status=trial.status,
+            status=self._statuses.get(trial.trial_id, trial.status),
             row=trial.last_result or None,
             seconds=self._seconds(trial),
         )

@@ -23,6 +23,7 @@ from tune_inat.graph import INPUT
 from tune_inat.images import Pixels, View, decode_batch, load_pixels
 from tune_inat.meter import Meter, SilentMeter
 from tune_inat.objective import Goal
+from tune_inat.recipe import recipe_key
 from tune_inat.sources import FreshSource, PlainSource, Source, ViewSource
 from tune_inat.states import FamilyStates
 from tune_inat.store import Store, hash_of
@@ -154,7 +155,8 @@ class Workbench:
         loaded = self.load(config)
         data = self.job.data
         family = config.family() if self.job.reuse else config.model_dump()
-        key = hash_of([family, data.fingerprint, loaded.backbone.weights_key, self.job.precision])
+        work = [family, data.fingerprint, loaded.backbone.weights_key, self.job.precision, recipe_key()]
+        key = hash_of(work)
         return FamilyStates(self.job.store.root / STATES_KIND, key)
 
     def network(self, config: TrialConfig) -> Network:

@@ -43,6 +43,7 @@ def test_mistake_is_said_and_ends_with_code_2(
         (["--gpus-per-trial", "2"], "there are 0 GPUs"),
         (["--cpus-per-trial", "999"], "--cpus-per-trial 999"),
         (["--model", "vit_b_16", "--weights", "none", "--image-size", "100"], "100"),
+        (["--address", "127.0.0.1:1"], "no Ray cluster answers there"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -54,6 +55,16 @@ def test_model_or_device_that_cannot_be_had_is_refused(
     assert ran.code == 2, ran.err
     assert said in ran.err
     assert "Traceback" not in ran.err
+    assert not list((hostile_path / "runs").glob("*"))  # and no name is taken
+
+
+def test_model_that_does_not_exist_is_refused_before_images_are_decoded(
+    hostile_path: Path, own_cache: Path
+) -> None:
+    ran = run("search", "--model", "timm/resnet5", cwd=hostile_path, cache=own_cache)
+    assert ran.code == 2
+    assert "Did you mean" in ran.err
+    assert "Decoding" not in ran.err
 
 
 def test_predict_without_a_model_says_so(hostile_path: Path, own_cache: Path) -> None:
