@@ -204,10 +204,11 @@ def test_all_that_is_wrong_with_rows_is_said() -> None:
 
 
 DRIVER = """
-import sys
+import signal, sys
 from pathlib import Path
 from benchmarks.processes import RowProcess
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 RowProcess(["-c", sys.argv[1]], {}, Path(sys.argv[2])).run()
 """
 ROW = """

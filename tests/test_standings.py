@@ -80,6 +80,15 @@ def test_time_left_is_that_of_the_epochs_left(total: int, n_earlier: int, second
     assert standings.seconds_left(elapsed=8.0) == pytest.approx(seconds)
 
 
+def test_time_left_goes_by_what_trials_cost_where_that_is_known() -> None:
+    """`a` trains and is half done, `b` will replay it, `c` trains as long."""
+    standings = standings_of(FakeTrial("a", epochs=4, epoch=2), total=3)
+    standings.costs = {"a": 40.0, "b": 1.0, "c": 39.0}
+    assert standings.seconds_left(elapsed=10.0) == pytest.approx(10.0 * (20 + 1 + 39) / 20)
+    standings.update([*standings.trials, FakeTrial("c", epochs=4, epoch=1, status="STOPPED")])
+    assert standings.seconds_left(elapsed=10.0) == pytest.approx(10.0 * (20 + 1) / (20 + 39 / 4))
+
+
 def test_epochs_of_a_stopped_trial_are_not_waited_for() -> None:
     trials = FakeTrial("a", epochs=10, epoch=2, status="TERMINATED"), FakeTrial("b", epochs=4, epoch=2)
     assert standings_of(*trials, total=2).seconds_left(elapsed=4.0) == pytest.approx(2.0)

@@ -258,7 +258,8 @@ class _Conductor:
             ending = Ending(None if settings.max_hours is None else settings.max_hours * 3600)
             tracker = self._tracker(ending)
             finished = self._finished()
-            with self._terminal.trials(n_left + len(finished), len(finished), self._metric) as board:
+            costs = self._forecast.trial_seconds
+            with self._terminal.trials(n_left + len(finished), len(finished), self._metric, costs) as board:
                 run = TrialRun(
                     job=job,
                     devices=devices,

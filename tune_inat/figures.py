@@ -12,6 +12,7 @@ from tune_inat.graph import INPUT
 from tune_inat.probe import StepTimes
 from tune_inat.workbench import Network
 
+SLOW_SECONDS = 0.3  # of a step that takes arithmetic only, not Python
 MAX_PROBED_CUTS = 6  # of a model; times at the others lie between
 
 
@@ -88,21 +89,32 @@ class StepModel:
     def times(self, config: TrialConfig) -> StepTimes:
         """The times of a trial's steps, linear in between what is measured."""
         key = self._model_key(config)
-        sizes = self._batch_sizes[key]
         flops = [flops for flops, _ in self._probed[key]]
         at = self._cut_of(config).suffix_flops
+        by_size = {
+            size: [self._at_size(probed, size, config.optimizer) for _, probed in self._probed[key]]
+            for size in self._batch_sizes[key]
+        }
 
         def between(name: str) -> float:
-            by_size = []
-            for size in sizes:
-                values = [
-                    getattr(self._measured(probed, size, config.optimizer), name)
-                    for _, probed in self._probed[key]
-                ]
-                by_size.append(float(np.interp(at, flops, values)))
-            return float(np.interp(config.batch_size, sizes, by_size))
+            values = [
+                float(np.interp(at, flops, [getattr(times, name) for times in measured]))
+                for measured in by_size.values()
+            ]
+            return float(np.interp(config.batch_size, list(by_size), values))
 
         return StepTimes(between("step_seconds"), between("image_seconds"), int(between("saved_bytes")))
+
+    def _at_size(self, config: TrialConfig, batch_size: int, optimizer: str) -> StepTimes:
+        """What steps of this size take; where small ones are slow, large ones are so many times slower."""
+        smallest = self._batch_sizes[self._model_key(config)][0]
+        times = self._measured(config, smallest, optimizer)
+        if batch_size == smallest:
+            return times
+        if times.step_seconds < SLOW_SECONDS:
+            return self._measured(config, batch_size, optimizer)
+        ratio = batch_size / smallest
+        return StepTimes(times.step_seconds * ratio, times.image_seconds, int(times.saved_bytes * ratio))
 
     def _measured(self, config: TrialConfig, batch_size: int, optimizer: str) -> StepTimes:
         key = (self._model_key(config), self._cut_of(config).suffix_flops, batch_size, optimizer)

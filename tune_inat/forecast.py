@@ -71,6 +71,7 @@ class Forecast:
         memory: bytes of a trial's process in `trial`, of all in `total`; of a GPU in `gpu`.
         disk: bytes to be written, by what, in `total`, and what is `free`.
         notices: what the user should know.
+        trial_seconds: what each trial should take, by its id; empty where trials are only represented.
     """
 
     n_trials: int
@@ -87,17 +88,20 @@ class Forecast:
     memory: Mapping[str, int]
     disk: Mapping[str, int]
     notices: tuple[str, ...]
+    trial_seconds: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """The forecast as JSON."""
-        seconds = {name: round(value, 1) for name, value in self.seconds.items()}
-        return {**asdict(self), "seconds": seconds}
+        """The forecast as JSON, without each trial's seconds."""
+        content = asdict(self)
+        del content["trial_seconds"]
+        return {**content, "seconds": {name: round(value, 1) for name, value in self.seconds.items()}}
 
 
 @dataclass(frozen=True)
 class Leader:
     """The longest trial of a family, and how many of its epochs are left to train."""
 
+    trial_id: str
     config: TrialConfig
     n_left: int
     n_horizons: int
@@ -140,16 +144,16 @@ class Forecaster:
     # ---- what there is to do
 
     def _find_leaders(self) -> list[Leader]:
-        families: dict[str, list[TrialConfig]] = defaultdict(list)
+        families: dict[str, list[PlannedTrial]] = defaultdict(list)
         for trial in self._trials:
-            key = trial.family_key if self._job.reuse else trial.trial_id
-            families[key].append(trial.config)
+            families[trial.family_key if self._job.reuse else trial.trial_id].append(trial)
         leaders = []
-        for configs in families.values():
-            longest = max(configs, key=lambda config: config.epochs)
-            n_recorded = len(self._bench.states(longest).record().rows) if self._job.reuse else 0
-            n_left = max(0, longest.epochs - n_recorded)
-            leaders.append(Leader(longest, n_left, len({config.epochs for config in configs})))
+        for trials in families.values():
+            longest = max(trials, key=lambda trial: trial.config.epochs)
+            n_recorded = len(self._bench.states(longest.config).record().rows) if self._job.reuse else 0
+            n_left = max(0, longest.config.epochs - n_recorded)
+            n_horizons = len({trial.config.epochs for trial in trials})
+            leaders.append(Leader(longest.trial_id, longest.config, n_left, n_horizons))
         return leaders
 
     def _cut_of(self, config: TrialConfig) -> CutFigures:
@@ -298,6 +302,10 @@ class Forecaster:
             heapq.heappush(free_at, started + self._leader_seconds(leader, share, load))
         return max(free_at) + TRIAL_SECONDS * len(self._trials) / share.max_concurrent
 
+    def _trial_seconds(self, share: Devices) -> dict[str, float]:
+        leading = {leader.trial_id: self._leader_seconds(leader, share, 1.0) for leader in self._leaders}
+        return {trial.trial_id: TRIAL_SECONDS + leading.get(trial.trial_id, 0.0) for trial in self._trials}
+
     def _n_at_a_time(self, share: Devices) -> int:
         return max(1, min(share.max_concurrent, self.n_training))
 
@@ -423,6 +431,7 @@ class Forecaster:
             memory=self._memory(share),
             disk={**disk, "total": sum(disk.values()), "free": free},
             notices=self._notices(sum(disk.values()), free),
+            trial_seconds={} if is_representative else self._trial_seconds(share),
         )
 
     def _cuts(self) -> tuple[CutForecast, ...]:

@@ -24,8 +24,8 @@ from tune_inat.workbench import Network, Workbench
 
 PROBES_KIND = "probes"
 TIMED_RUNS = 3
-ENOUGH_SECONDS = 1.5  # after which no more is timed, however few steps that were
-EVALUATED_IMAGES = 64
+ENOUGH_SECONDS = 0.5  # after which no more is timed, however few runs that were
+EVALUATED_IMAGES = 32
 FROZEN_IMAGES = 16
 LOAD_SECONDS = 0.3
 
@@ -114,10 +114,11 @@ class Probe:
             network.suffix.train()
             saved = _SavedBytes()
             with torch.autograd.graph.saved_tensors_hooks(saved.note, lambda tensor: tensor):
-                step()
+                step()  # the first one also warms up
             step_seconds = self._seconds(step)
             images = self._features(network, config, EVALUATED_IMAGES)
             network.suffix.eval()
+            self._timed(evaluate)
             return StepTimes(step_seconds, self._seconds(evaluate) / EVALUATED_IMAGES, saved.n_bytes)
 
     def _time_frozen(self, config: TrialConfig, network: Network) -> float:
@@ -132,6 +133,7 @@ class Probe:
             with torch.no_grad(), self._bench.autocast():
                 prefix(images)
 
+        self._timed(run)
         flops = network.traced.at(network.cut, size).flops
         return FROZEN_IMAGES * flops / self._seconds(run)
 
@@ -147,12 +149,11 @@ class Probe:
         return features.to(memory_format=torch.channels_last) if features.ndim == 4 else features
 
     def _seconds(self, run: Callable[[], None]) -> float:
-        """The median time of a few runs, after one that warms up."""
-        first = self._timed(run)
-        times: list[float] = []
-        while len(times) < TIMED_RUNS and first + sum(times) < ENOUGH_SECONDS:
+        """The median time of a few runs; of slow ones, the time of one."""
+        times = [self._timed(run)]
+        while len(times) < TIMED_RUNS and sum(times) < ENOUGH_SECONDS:
             times.append(self._timed(run))
-        return statistics.median(times or [first])
+        return statistics.median(times)
 
     def _timed(self, run: Callable[[], None]) -> float:
         started = time.perf_counter()

@@ -91,15 +91,20 @@ class Terminal:
 
     @contextmanager
     def trials(
-        self, total: int, n_earlier: int = 0, metric: Metric = DEFAULT_METRIC
+        self,
+        total: int,
+        n_earlier: int = 0,
+        metric: Metric = DEFAULT_METRIC,
+        costs: Mapping[str, float] | None = None,
     ) -> Iterator["TrialBoard"]:
         """Show the trials of a search while they run: a live table, or a line for each that ends.
 
         Args:
             total: how many trials the search has, with the `n_earlier` that had ended before.
             metric: what they are compared by.
+            costs: the seconds that each should take, by its id, where that is known.
         """
-        standings = Standings(total=total, n_earlier=n_earlier, metric=metric)
+        standings = Standings(total=total, n_earlier=n_earlier, metric=metric, costs=costs or {})
         if not self._console.is_interactive:
             yield TrialBoard(standings, self._clock, say=self.say)
             return

@@ -35,6 +35,8 @@ class Standings:
         trials: those that have started in this run.
         best: the best value of `metric` that each has had, by its id.
         varied: the parameters in which they differ so far.
+        costs: the seconds that each trial should take, by its id, also of those that have not started; empty
+            where nobody knows.
     """
 
     total: int
@@ -43,6 +45,7 @@ class Standings:
     trials: Sequence[LiveTrial] = ()
     best: dict[str, float] = field(default_factory=dict)
     varied: set[str] = field(default_factory=set)
+    costs: Mapping[str, float] = field(default_factory=dict)
 
     def update(self, trials: Sequence[LiveTrial]) -> None:
         """Take in how trials stand now: those known, in their order, and new ones after them."""
@@ -85,10 +88,24 @@ class Standings:
         n_epochs = sum(epochs_done(trial) for trial in self.trials)
         if n_epochs == 0:
             return None
+        if self.costs:
+            return self._seconds_left_by_cost(elapsed)
         n_left = sum(epochs_asked(trial) - epochs_done(trial) for trial in self.running)
         n_asked = sum(epochs_asked(trial) for trial in self.trials)
         n_unstarted = max(0, self.total - self.n_earlier - len(self.trials))
         return elapsed / n_epochs * (n_left + n_unstarted * n_asked / len(self.trials))
+
+    def _seconds_left_by_cost(self, elapsed: float) -> float | None:
+        """The same where trials differ: one that replays another's epochs costs next to nothing."""
+        started = {trial.trial_id for trial in self.trials}
+        left = sum(cost for trial_id, cost in self.costs.items() if trial_id not in started)
+        done = 0.0
+        for trial in self.trials:
+            cost = self.costs.get(trial.trial_id, 0.0)
+            share = epochs_done(trial) / epochs_asked(trial)
+            done += cost * share
+            left += cost * (1 - share) if trial.status not in ENDED else 0.0
+        return elapsed * left / done if done > 0 else None
 
     def value(self, trial: LiveTrial) -> float | None:
         """A trial's last value of the metric, `None` where there is none or it is not finite."""
