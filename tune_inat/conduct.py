@@ -195,10 +195,11 @@ class _Conductor:
     def _records(self) -> dict[str, TrialRecord]:
         """What the ledger has on trials of this space. Under a name it may know others, too."""
         inputs = self._inputs
+        planned = {trial.trial_id for trial in inputs.plan.trials}
         return {
             trial_id: record
             for trial_id, record in self._ledger.records().items()
-            if is_of_space(record.config, inputs.space, inputs.fixed)
+            if trial_id in planned or is_of_space(record.config, inputs.space, inputs.fixed)
         }
 
     def _finished(self) -> dict[str, TrialRecord]:

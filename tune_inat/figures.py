@@ -85,6 +85,8 @@ class StepModel:
             for key, cuts in by_model.items()
         }
         self._batch_sizes = {key: sorted({min(sizes), max(sizes)}) for key, sizes in batch_sizes.items()}
+        for config in sorted(configs, key=lambda config: config.model):  # each model loaded once
+            self.times(config)
 
     def times(self, config: TrialConfig) -> StepTimes:
         """The times of a trial's steps, linear in between what is measured."""

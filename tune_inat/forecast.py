@@ -131,10 +131,11 @@ class Forecaster:
         self._files = files
         self._budget = budget
         self._probe = Probe(bench)
-        self._leaders = self._find_leaders()
         self._networks: dict[tuple[str, float | str], CutFigures] = {}
-        for leader in self._leaders:
-            self._cut_of(leader.config)
+        self._rates: dict[str, float] = {}
+        for trial in sorted(self._trials, key=lambda trial: trial.config.model):  # each model loaded once
+            self._cut_of(trial.config)
+        self._leaders = self._find_leaders()
         self._steps: dict[int, StepModel] = {}
         self.n_families = len(self._leaders)
         self.n_training = sum(leader.n_left > 0 for leader in self._leaders)
@@ -150,11 +151,16 @@ class Forecaster:
         leaders = []
         for trials in families.values():
             longest = max(trials, key=lambda trial: trial.config.epochs)
-            n_recorded = len(self._bench.states(longest.config).record().rows) if self._job.reuse else 0
+            n_recorded = self._n_recorded(longest.config) if self._job.reuse else 0
             n_left = max(0, longest.config.epochs - n_recorded)
             n_horizons = len({trial.config.epochs for trial in trials})
             leaders.append(Leader(longest.trial_id, longest.config, n_left, n_horizons))
         return leaders
+
+    def _n_recorded(self, config: TrialConfig) -> int:
+        """The epochs of a trial's family that are there already."""
+        states = self._bench.states_of(config, self._cut_of(config).weights_key)
+        return len(states.record().rows)
 
     def _cut_of(self, config: TrialConfig) -> CutFigures:
         key = (self._job.images_key(config, of_views=False), config.freeze)
@@ -232,7 +238,7 @@ class Forecaster:
         if not self._job.reuse:
             return Choice({images.key: frozenset() for images in self._sets})
         room = self._room()
-        rate = min((self._frozen_rate(images.key) for images in self._sets), default=float("inf"))
+        rate = min((self._rate_of(images.key) for images in self._sets), default=float("inf"))
         return choose_cuts(self._sets, budget=room, flops_rate=rate)
 
     def _room(self) -> int | None:
@@ -250,16 +256,27 @@ class Forecaster:
         downloaded = sum(size_of(self._job.store.root / name) for name in ("data", "remote"))
         return max(0, min(free, self._budget - used - downloaded - self._states_bytes()))
 
-    def _frozen_rate(self, key: str) -> float:
+    def _rate_of(self, images_key: str) -> float:
         """The operations a second of the frozen layers that a set of images goes through."""
-        configs = [leader.config for leader in self._leaders]
-        mine = [
-            config
-            for config in configs
-            if key in {self._job.images_key(config, of_views=views) for views in (False, True)}
-        ]
-        deepest = max(mine, key=lambda config: self._cut_of(config).depth)
-        return self._probe.frozen_rate(deepest)
+        config = next(
+            leader.config
+            for leader in self._leaders
+            if images_key in {self._job.images_key(leader.config, of_views=each) for each in (False, True)}
+        )
+        return self._frozen_rate(config)
+
+    def _frozen_rate(self, config: TrialConfig) -> float:
+        """The operations a second of a trial's frozen layers, measured up to its network's deepest cut."""
+        key = self._job.images_key(config, of_views=False)
+        if key not in self._rates:
+            mine = [
+                leader.config
+                for leader in self._leaders
+                if self._job.images_key(leader.config, of_views=False) == key
+            ]
+            deepest = max(mine, key=lambda each: self._cut_of(each).depth)
+            self._rates[key] = self._probe.frozen_rate(deepest)
+        return self._rates[key]
 
     def _pixels(self) -> tuple[PixelsForecast, ...]:
         found: dict[tuple[int, str], PixelsForecast] = {}
@@ -325,7 +342,7 @@ class Forecaster:
         """What an epoch spends on frozen layers behind what is kept."""
         cut = self._cut_of(config)
         is_plain, is_fresh = config.augment == "none", config.augment != "none" and config.views == "fresh"
-        rate = self._probe.frozen_rate(config) if cut.name != INPUT else float("inf")
+        rate = self._frozen_rate(config)
         base = {views: self._base(config, of_views=views) for views in (False, True)}
         flops = n_val * cut.flops_from(base[False])
         flops += n_train * cut.flops_from(INPUT if is_fresh else base[not is_plain])
@@ -374,7 +391,7 @@ class Forecaster:
     def _frozen_seconds(self) -> float:
         """What computing the kept activations takes, with all of the machine."""
         return sum(
-            replace(images, needs=()).seconds(self.choice.kept[images.key], self._frozen_rate(images.key))
+            replace(images, needs=()).seconds(self.choice.kept[images.key], self._rate_of(images.key))
             for images in self._sets
             if self.choice.kept[images.key]
         )

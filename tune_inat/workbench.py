@@ -152,12 +152,13 @@ class Workbench:
 
         Without reuse, each configuration is a family of its own.
         """
-        loaded = self.load(config)
-        data = self.job.data
+        return self.states_of(config, self.load(config).backbone.weights_key)
+
+    def states_of(self, config: TrialConfig, weights_key: str) -> FamilyStates:
+        """The same where it is known which weights a trial starts from."""
         family = config.family() if self.job.reuse else config.model_dump()
-        work = [family, data.fingerprint, loaded.backbone.weights_key, self.job.precision, recipe_key()]
-        key = hash_of(work)
-        return FamilyStates(self.job.store.root / STATES_KIND, key)
+        work = [family, self.job.data.fingerprint, weights_key, self.job.precision, recipe_key()]
+        return FamilyStates(self.job.store.root / STATES_KIND, hash_of(work))
 
     def network(self, config: TrialConfig) -> Network:
         """A trial's network as it is before the first step."""
