@@ -56,7 +56,19 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         raise SystemExit(EXIT_INTERRUPTED) from None
+    except SystemExit as ending:
+        if _is_of_interrupt(ending):  # typer has made an end of it, without a word
+            sys.stderr.write("Interrupted.\n")
+        raise
     raise SystemExit(EXIT_DONE)
+
+
+def _is_of_interrupt(error: BaseException) -> bool:
+    """Whether an exception was raised while Ctrl-C was handled."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__context__
+    return cause is not None
 
 
 def describe(error: UserError) -> str:

@@ -1,0 +1,55 @@
+"""How a command ends: with a word and an exit code, never with a traceback for a user's mistake."""
+
+from collections.abc import Callable
+
+import pytest
+import typer
+
+from tune_inat.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USAGE, UserError, run_command
+
+
+def ending_of(body: Callable[[], None]) -> int | str | None:
+    """The exit code of a command that does this."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(body)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr("sys.argv", ["command"])
+        run_command(app)
+    return ended.value.code
+
+
+def test_a_mistake_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> None:
+        raise UserError(["one", "two\x1b[31m"])
+
+    assert ending_of(body) == EXIT_USAGE
+    assert capsys.readouterr().err == "one\ntwo\\x1b[31m\n2 problems, nothing was started.\n"
+
+
+def test_ctrl_c_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> None:
+        raise KeyboardInterrupt
+
+    assert ending_of(body) == EXIT_INTERRUPTED
+    assert capsys.readouterr().err.strip() == "Interrupted."
+
+
+def test_an_end_of_its_own_is_kept_without_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted_search() -> None:
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+    assert ending_of(interrupted_search) == EXIT_INTERRUPTED
+    assert ending_of(lambda: None) == EXIT_DONE
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def body() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        app.command()(body)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["command"])
+            run_command(app)
