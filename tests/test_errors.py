@@ -8,13 +8,21 @@ import typer
 from tune_inat.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USAGE, UserError, run_command
 
 
-def ending_of(body: Callable[[], None]) -> int | str | None:
-    """The exit code of a command that does this."""
+@pytest.fixture(autouse=True)
+def _no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["command"])
+
+
+def command_of(body: Callable[[], None]) -> typer.Typer:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(body)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr("sys.argv", ["command"])
-        run_command(app)
+    return app
+
+
+def ending_of(body: Callable[[], None]) -> int | str | None:
+    """The exit code of a command that does this."""
+    with pytest.raises(SystemExit) as ended:
+        run_command(command_of(body))
     return ended.value.code
 
 
@@ -48,8 +56,4 @@ def test_a_bug_keeps_its_traceback() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        app.command()(body)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sys.argv", ["command"])
-            run_command(app)
+        run_command(command_of(body))
