@@ -21,12 +21,12 @@ COLOURS = {"blue": (30, 40, 200), "green": (30, 200, 40), "red": (200, 40, 30)}
 N_OF_EACH = 18
 
 
-def write_images(folder: Path) -> Path:
+def write_images(folder: Path, *, n_of_each: int = N_OF_EACH) -> Path:
     """Noisy images of three colours, in class folders."""
     random = np.random.default_rng(0)
     for name, colour in COLOURS.items():
         (folder / name).mkdir(parents=True)
-        for number in range(N_OF_EACH):
+        for number in range(n_of_each):
             noise = random.normal(0, 60, (40, 40, 3))
             pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{number}.png")

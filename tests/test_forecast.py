@@ -35,7 +35,7 @@ def trials_of(configs: Sequence[TrialConfig]) -> list[PlannedTrial]:
 
 
 def forecaster_of(bench: Workbench, *configs: TrialConfig, budget: int | None = None) -> Forecaster:
-    return Forecaster(bench, trials_of(configs), budget=budget, files=bench.job.files)
+    return Forecaster(bench, trials_of(configs), budget=budget, files=bench.job.files, probes=bench.job.store)
 
 
 def forecast_of(bench: Workbench, *configs: TrialConfig, budget: int | None = None) -> Forecast:

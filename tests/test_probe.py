@@ -34,11 +34,11 @@ def n_probes(store: Store) -> int:
 
 
 def test_a_step_is_timed_once_for_all_trials_that_take_the_same(images: Path, store: Store) -> None:
-    probe = Probe(make_bench(images, store))
+    probe = Probe(make_bench(images, store), store)
     times = probe.step_times(config_of(lr=0.1), n_threads=1)
     assert times.step_seconds > 0
     assert times.image_seconds > 0
-    again = Probe(make_bench(images, store)).step_times(config_of(lr=0.2, epochs=9), n_threads=1)
+    again = Probe(make_bench(images, store), store).step_times(config_of(lr=0.2, epochs=9), n_threads=1)
     assert again == times
     assert n_probes(store) == 1
     for other in (config_of(batch_size=4), config_of(freeze=0.5), config_of(optimizer="sgd")):
@@ -48,7 +48,7 @@ def test_a_step_is_timed_once_for_all_trials_that_take_the_same(images: Path, st
 
 
 def test_a_step_keeps_more_for_its_backward_pass_the_more_trains(images: Path, store: Store) -> None:
-    probe = Probe(make_bench(images, store))
+    probe = Probe(make_bench(images, store), store)
     saved = [
         probe.step_times(config_of(freeze=freeze, batch_size=size), n_threads=1).saved_bytes
         for freeze, size in ((1.0, 8), ("layer3", 8), ("layer3", 16), (0.0, 16))
@@ -59,7 +59,7 @@ def test_a_step_keeps_more_for_its_backward_pass_the_more_trains(images: Path, s
 
 def test_timing_changes_no_trial(images: Path, store: Store) -> None:
     bench = make_bench(images, store)
-    Probe(bench).step_times(config_of(freeze=0.5, dropout=0.3), n_threads=2)
+    Probe(bench, store).step_times(config_of(freeze=0.5, dropout=0.3), n_threads=2)
     timed = numbers_of(reports_of(bench, config_of(freeze=0.5, dropout=0.3)))
     alone = make_bench(images, Store(store.root.parent / "alone"))
     assert timed == numbers_of(reports_of(alone, config_of(freeze=0.5, dropout=0.3)))
@@ -67,14 +67,14 @@ def test_timing_changes_no_trial(images: Path, store: Store) -> None:
 
 
 def test_one_trial_at_a_time_is_not_slowed_by_others(images: Path, store: Store) -> None:
-    probe = Probe(make_bench(images, store))
+    probe = Probe(make_bench(images, store), store)
     assert probe.contention(n_threads=1, n_concurrent=1) == 1.0
     assert probe.contention(n_threads=1, n_concurrent=2) >= 1.0
     assert n_probes(store) == 1
 
 
 def test_frozen_layers_have_a_rate_where_there_are_any(images: Path, store: Store) -> None:
-    probe = Probe(make_bench(images, store))
+    probe = Probe(make_bench(images, store), store)
     assert 0 < probe.frozen_rate(config_of(freeze=0.9)) < float("inf")
     assert probe.frozen_rate(config_of(freeze=0.0)) == float("inf")
 

@@ -22,6 +22,7 @@ from tune_inat.graph import INPUT
 from tune_inat.images import View, decode, has_pixels, pixels_key
 from tune_inat.plan import PlannedTrial
 from tune_inat.probe import Probe, StepTimes
+from tune_inat.store import Store
 from tune_inat.workbench import Workbench
 
 # Measured on 2 cores (Ray 2.60, torch 2.14, 2026-11).
@@ -115,6 +116,7 @@ class Forecaster:
         trials: those left, or such as stand for them.
         budget: bytes that the cache may hold, `None` for no limit.
         files: where the image of each content lies.
+        probes: where times are kept that were measured.
     """
 
     def __init__(
@@ -124,13 +126,14 @@ class Forecaster:
         *,
         budget: int | None,
         files: Mapping[str, Path],
+        probes: Store,
     ) -> None:
         self._bench = bench
         self._job = bench.job
         self._trials = tuple(trials)
         self._files = files
         self._budget = budget
-        self._probe = Probe(bench)
+        self._probe = Probe(bench, probes)
         self._networks: dict[tuple[str, float | str], CutFigures] = {}
         self._rates: dict[str, float] = {}
         for trial in sorted(self._trials, key=lambda trial: trial.config.model):  # each model loaded once

@@ -15,6 +15,7 @@ from tune_inat.meter import Meter
 from tune_inat.plan import PlannedTrial, representative_plan
 from tune_inat.precision import choose_precision
 from tune_inat.probe import Probe
+from tune_inat.store import Store, default_root
 from tune_inat.workbench import Job, Workbench, open_driver_bench
 
 # What comes before training and after it on 2 cores, whatever the trials: Ray and its first workers, the test
@@ -47,7 +48,11 @@ def open_bench(inputs: Inputs, meter: Meter, *, gpus_per_trial: float) -> Workbe
 
     def step_seconds(precision: Precision) -> float:
         bench.job = replace(job, precision=precision)
-        return Probe(bench).step_times(_typical(first_config(inputs)), n_threads=1).step_seconds
+        return (
+            Probe(bench, Store(default_root()))
+            .step_times(_typical(first_config(inputs)), n_threads=1)
+            .step_seconds
+        )
 
     precision = choose_precision(settings.precision, bench.device, step_seconds)
     bench.job = replace(job, precision=precision)
@@ -108,7 +113,11 @@ class Preparation:
         gpus = None if settings.gpus_per_trial == "auto" else settings.gpus_per_trial
         asked = Asked(settings.cpus_per_trial, gpus, settings.max_concurrent)
         forecaster = Forecaster(
-            self._bench, self._trials, budget=self._inputs.store.budget_bytes, files=self._inputs.files
+            self._bench,
+            self._trials,
+            budget=self._inputs.store.budget_bytes,
+            files=self._inputs.files,
+            probes=Store(default_root()),
         )
         n_at_once = forecaster.n_training or len(self._trials)
         devices = forecaster.choose_devices(device_options(cluster, asked, n_trials=n_at_once))

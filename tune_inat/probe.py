@@ -19,7 +19,7 @@ from tune_inat.config import TrialConfig
 from tune_inat.features import STORED_TYPE
 from tune_inat.graph import INPUT
 from tune_inat.recipe import Optimizer, training_loss
-from tune_inat.store import hash_of
+from tune_inat.store import Store, hash_of
 from tune_inat.workbench import Network, Workbench
 
 PROBES_KIND = "probes"
@@ -46,10 +46,15 @@ class StepTimes:
 
 
 class Probe:
-    """Times what trials do, with the workbench's networks, device and precision."""
+    """Times what trials do, with the workbench's networks, device and precision.
 
-    def __init__(self, bench: Workbench) -> None:
+    Args:
+        store: where the times are kept: the user's, also for a search that keeps nothing of its work.
+    """
+
+    def __init__(self, bench: Workbench, store: Store) -> None:
         self._bench = bench
+        self._store = store
 
     def step_times(self, config: TrialConfig, *, n_threads: int) -> StepTimes:
         """A trial's steps, alone on the machine, with so many threads (of a CPU)."""
@@ -86,9 +91,7 @@ class Probe:
         def build(folder: Path) -> None:
             (folder / "measured.json").write_text(json.dumps({"of": key, **measure()}))
 
-        folder = self._bench.job.store.get_or_build(
-            PROBES_KIND, hash_of([machine(self._bench.device), *key]), build
-        )
+        folder = self._store.get_or_build(PROBES_KIND, hash_of([machine(self._bench.device), *key]), build)
         measured: dict[str, Any] = json.loads((folder / "measured.json").read_text())
         del measured["of"]
         return measured
