@@ -68,7 +68,10 @@ def test_named_search_refuses_other_weights_of_the_same_name(folder: Path) -> No
         find_run_folder(folder / "runs", "mine", "space-photos", after)
 
 
-def test_models_and_weights_that_do_not_exist_are_refused_before_anything_is_decoded(folder: Path) -> None:
+def test_models_and_weights_that_do_not_exist_are_refused_before_many_images_are_decoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tune_inat.inputs.MANY_IMAGES", 1)
     with pytest.raises(UserError, match="no such file"):
         identity(folder, weights=str(folder / "nowhere.pth"))
     with pytest.raises(UserError, match="Did you mean"):

@@ -20,6 +20,7 @@ from tune_inat.space import SearchSpace, load_space
 from tune_inat.store import Store, default_root
 
 BYTES_PER_GB = 10**9
+MANY_IMAGES = 2000  # to decode them takes longer than to import what knows all models
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def read_inputs(settings: SearchSettings, meter: Meter, store: Store) -> Inputs:
     size = _first_image_size(space, fixed)
     pixels = None
     is_decoded = has_pixels(store, files, size=size)
-    if not is_decoded:  # which can take long
+    if not is_decoded and len(files) >= MANY_IMAGES:
         _check_models(space, fixed)
     if is_decoded or not settings.dry_run:
         n_workers = len(os.sched_getaffinity(0))

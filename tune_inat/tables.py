@@ -192,9 +192,10 @@ def plan_tables(plan: Mapping[str, Any], width: int) -> list[Table]:
         ]
         cuts.add_row(*([printable(cut["model"])] if len(models) > 1 else []), *row)
     sums = _new_table()
-    sums.add_column("")
-    sums.add_column("", justify="right")
-    sums.add_column("")
+    sums.show_header = False
+    sums.add_column()
+    sums.add_column(justify="right")
+    sums.add_column()
     for part in plan["pixels"]:
         views = f", {part['views']} views" if part["views"] else ""
         kept = "" if part["n_to_decode"] else "in the cache"

@@ -131,7 +131,7 @@ def test_search_whose_time_is_over_says_what_is_left_and_goes_on(
 ) -> None:
     rates = ", ".join(f"{1e-4 * 1.1**n:.6g}" for n in range(60))
     sweep = f"{GRID}  weights: {{value: none}}\n  freeze: {{value: 1.0}}\n  epochs: {{value: 200}}\n"
-    arguments = (f"{sweep}  lr: {{values: [{rates}]}}\n", "--max-hours", "0.003", "--wandb", "offline")
+    arguments = (f"{sweep}  lr: {{values: [{rates}]}}\n", "--max-hours", "0.005", "--wandb", "offline")
     finished: list[set[str]] = []
     for _ in range(2):
         ran = run_sweep(*arguments)

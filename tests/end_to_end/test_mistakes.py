@@ -58,15 +58,6 @@ def test_model_or_device_that_cannot_be_had_is_refused(
     assert not list((hostile_path / "runs").glob("*"))  # and no name is taken
 
 
-def test_model_that_does_not_exist_is_refused_before_images_are_decoded(
-    hostile_path: Path, own_cache: Path
-) -> None:
-    ran = run("search", "--model", "timm/resnet5", cwd=hostile_path, cache=own_cache)
-    assert ran.code == 2
-    assert "Did you mean" in ran.err
-    assert "Decoding" not in ran.err
-
-
 def test_predict_without_a_model_says_so(hostile_path: Path, own_cache: Path) -> None:
     (hostile_path / "image.png").touch()
     ran = run("predict", "runs/none", "image.png", cwd=hostile_path, cache=own_cache)
