@@ -9,6 +9,7 @@ import torch
 
 from tests.benches import config_of, make_bench, write_images
 from tune_inat.config import TrialConfig
+from tune_inat.cuts import KeptCuts
 from tune_inat.store import Store
 from tune_inat.trial import Trainer
 from tune_inat.workbench import Workbench
@@ -114,7 +115,12 @@ def test_activations_kept_before_the_cut_give_the_same_numbers(
     bench = make_bench(images, store)
     shallower = bench.network(one_epoch(model, freeze=0.4)).cut
     bench.job = replace(
-        bench.job, kept={bench.job.images_key(config, of_views=False): frozenset({shallower})}
+        bench.job,
+        kept={
+            bench.job.images_key(config, of_views=False): KeptCuts(
+                frozenset({shallower}), frozenset({bench.network(config).cut})
+            )
+        },
     )
     row, other = row_of(bench, config), row_of(make_bench(images, store, reuse=False), config)
     assert len(list((store.root / "features").iterdir())) == 1

@@ -119,7 +119,7 @@ def test_a_narrow_budget_keeps_what_fits(images: Path, store: Store) -> None:
     tight = forecaster_of(bench, config, budget=pixels + whole.n_bytes - 1)
     forecast = tight.forecast(ONE_AT_A_TIME, n_finished=0, is_representative=False, start_seconds=0.0)
     assert forecast.disk["activations"] < whole.n_bytes
-    bench.job = replace(bench.job, kept=tight.choice.kept)
+    bench.job = replace(bench.job, kept=tight.decisions())
     reports_of(bench, config.model_copy(update={"epochs": 1}))
     assert size_of(store.root / "features") < whole.n_bytes
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.benches import IMAGE_SIZE, config_of, make_bench, numbers_of, reports_of, write_images
+from tune_inat.cuts import KeptCuts
 from tune_inat.freeze import trainable_state
 from tune_inat.store import Store
 from tune_inat.trial import EpochReport, NonFiniteLossError, Trainer, run_trial, weights_after
@@ -210,13 +211,38 @@ def test_what_is_kept_changes_no_number(kept: frozenset[str] | None, images: Pat
     bench = make_bench(images, store)
     if kept is not None:
         key = bench.job.images_key(config, of_views=False)
-        bench.job = replace(bench.job, kept={key: kept})
+        cut = bench.network(config).cut
+        bench.job = replace(bench.job, kept={key: KeptCuts(kept, considered=frozenset({cut}))})
     (report,) = numbers_of(reports_of(bench, config))
     (plain,) = numbers_of(reports_of(make_bench(images, store, reuse=False), config))
     assert report["val_accuracy"] == plain["val_accuracy"]
     assert report["train_loss"] == pytest.approx(plain["train_loss"], abs=1e-5)
     n_kept = sum(1 for _ in (store.root / "features").glob("*")) if (store.root / "features").exists() else 0
     assert n_kept == (0 if kept == frozenset() else 1)
+
+
+@pytest.mark.parametrize(("is_tight", "n_kept"), [(False, 1), (True, 0)])
+def test_a_cut_that_nobody_foresaw_is_kept_if_there_was_room(
+    is_tight: bool, n_kept: int, images: Path, store: Store
+) -> None:
+    config, foreseen = config_of(freeze="layer3", epochs=1), frozenset({"layer1.1.relu_1"})
+    bench = make_bench(images, store)
+    decided = KeptCuts(frozenset(), considered=foreseen, is_tight=is_tight)
+    bench.job = replace(bench.job, kept={bench.job.images_key(config, of_views=False): decided})
+    reports_of(bench, config)
+    assert len(list((store.root / "features").glob("*"))) == n_kept
+
+
+def test_what_an_earlier_search_kept_is_read_whatever_was_decided(images: Path, store: Store) -> None:
+    config = config_of(freeze="layer3", epochs=1)
+    reports_of(make_bench(images, store), config)
+    bench = make_bench(images, store)
+    cut = bench.network(config).cut
+    decided = KeptCuts(frozenset(), considered=frozenset({cut}), is_tight=True)
+    bench.job = replace(bench.job, kept={bench.job.images_key(config, of_views=False): decided})
+    reports_of(bench, config.model_copy(update={"lr": 0.01}))
+    assert bench.take_work().prefix_images == 0
+    assert bench.source(bench.network(config), config, "val").take(torch.arange(2), 1).shape[1] == 256
 
 
 def test_image_size_of_the_trial_is_what_the_network_sees(images: Path, store: Store) -> None:

@@ -97,11 +97,34 @@ class Images:
 
 
 @dataclass(frozen=True)
+class KeptCuts:
+    """What was decided for one set of images: where activations are kept, of the cuts that were considered.
+
+    Attributes:
+        is_tight: there was no room for all that would save time. So a cut that comes up later is not kept.
+    """
+
+    kept: frozenset[str]
+    considered: frozenset[str]
+    is_tight: bool = False
+
+
+@dataclass(frozen=True)
 class Choice:
     """What to keep of each set of images, by its key, and what would be kept as well if there were room."""
 
     kept: Mapping[str, frozenset[str]]
     crowded_out: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def decisions(self, sets: Sequence[Images]) -> dict[str, KeptCuts]:
+        """The same, set by set, for those who will read there."""
+        is_tight = bool(self.crowded_out)
+        return {
+            images.key: KeptCuts(
+                self.kept[images.key], frozenset(need.cut for need in images.needs), is_tight
+            )
+            for images in sets
+        }
 
 
 def choose_cuts(sets: Sequence[Images], *, budget: int | None, flops_rate: float) -> Choice:

@@ -13,13 +13,13 @@ from time import perf_counter
 from typing import Any
 
 from tune_inat.config import TrialConfig
-from tune_inat.cuts import Choice, Images, Need, choose_cuts
+from tune_inat.cuts import Choice, Images, KeptCuts, Need, choose_cuts
 from tune_inat.devices import Devices
 from tune_inat.disk import size_of
 from tune_inat.features import STORED_TYPE, CutFeatures, has_features
 from tune_inat.figures import CutFigures, StepModel
 from tune_inat.graph import INPUT
-from tune_inat.images import View, decode, has_pixels, pixels_key
+from tune_inat.images import decode, has_pixels
 from tune_inat.plan import PlannedTrial
 from tune_inat.probe import Probe, StepTimes
 from tune_inat.store import Store
@@ -211,7 +211,7 @@ class Forecaster:
         cut = self._cut_of(config)
         order = cut.crossings
         deepest = max((order.index(name) for name in needs), default=0)
-        keys = self._pixels_keys(config, of_views=of_views)
+        keys = self._bench.pixels_keys(config, of_views=of_views)
 
         def is_there(name: str) -> bool:
             return all(
@@ -221,21 +221,11 @@ class Forecaster:
 
         return frozenset(name for name in order[1 : deepest + 1] if is_there(name))
 
-    def _pixels_keys(self, config: TrialConfig, *, of_views: bool) -> list[str]:
-        return [
-            pixels_key(sorted(contents), size=config.image_size, view=view)
-            for contents, view in self._decodings(config, of_views=of_views)
-        ]
-
-    def _decodings(self, config: TrialConfig, *, of_views: bool) -> list[tuple[Sequence[str], View | None]]:
-        if not of_views:
-            return [(list(self._files), None)]
-        assert config.augment != "none", "there are views"
-        assert config.views != "fresh", "they are kept"
-        contents = self._bench.contents_of(self._job.data.train)
-        return [(contents, View(config.augment, config.seed, index)) for index in range(config.views)]
-
     # ---- what is kept
+
+    def decisions(self) -> dict[str, KeptCuts]:
+        """Where activations are kept, for the job."""
+        return self.choice.decisions(self._sets) if self._job.reuse else {}
 
     def _choose(self) -> Choice:
         if not self._job.reuse:
@@ -293,7 +283,7 @@ class Forecaster:
     def _add_pixels(
         self, found: dict[tuple[int, str], PixelsForecast], config: TrialConfig, *, of_views: bool
     ) -> None:
-        decodings = self._decodings(config, of_views=of_views)
+        decodings = self._bench.decodings(config, of_views=of_views)
         n_images = sum(len(contents) for contents, _ in decodings)
         n_new = sum(
             len(contents)

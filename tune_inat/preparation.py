@@ -128,7 +128,7 @@ class Preparation:
             start_seconds=seconds_so_far + END_SECONDS,
         )
         self._bench.job = replace(
-            self._bench.job, kept=forecaster.choice.kept, n_threads=devices.cpus_per_trial
+            self._bench.job, kept=forecaster.decisions(), n_threads=devices.cpus_per_trial
         )
         return forecast, devices
 

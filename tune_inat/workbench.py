@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from tune_inat.backbone import Backbone, Normalize, load_backbone, pristine_state, restore
 from tune_inat.config import TrialConfig
 from tune_inat.convolutions import speed_up
+from tune_inat.cuts import KeptCuts
 from tune_inat.data import DataSet, Split
 from tune_inat.errors import UserError
 from tune_inat.features import CutFeatures, Precision, Rows, has_features, load_features, open_features
 from tune_inat.freeze import block_of, frozen_tensors
 from tune_inat.graph import INPUT
-from tune_inat.images import Pixels, View, decode_batch, load_pixels
+from tune_inat.images import Pixels, View, decode_batch, load_pixels, pixels_key
 from tune_inat.meter import Meter, SilentMeter
 from tune_inat.objective import Goal
 from tune_inat.recipe import recipe_key
@@ -49,7 +50,7 @@ class Job:
     goal: Goal
     n_threads: int
     memory_fraction: float | None = None  # of a GPU's memory, for one trial
-    kept: Mapping[str, frozenset[str]] = field(default_factory=dict)  # crossings, by `images_key`
+    kept: Mapping[str, KeptCuts] = field(default_factory=dict)  # by `images_key`; if nothing, every cut is
 
     def images_key(self, config: TrialConfig, *, of_views: bool) -> str:
         """Names a set of images and the network it goes through: equal for all trials that share both."""
@@ -249,15 +250,39 @@ class Workbench:
         """Where a trial reads: the deepest crossing up to its cut at which activations are kept."""
         if not self.job.reuse:
             return INPUT
-        kept = self.job.kept.get(self.job.images_key(config, of_views=of_views))
-        if kept is None:  # nothing was decided: each cut is kept
-            return network.cut
-        crossings = network.traced.crossings
-        before = reversed(crossings[: crossings.index(network.cut)])
-        if network.cut in kept:
-            return network.cut
-        exact = self.exact_crossings(network)
-        return next((name for name in before if name in kept and name in exact), INPUT)
+        cut, decided = network.cut, self.job.kept.get(self.job.images_key(config, of_views=of_views))
+        if decided is None or cut in decided.kept:
+            return cut
+        is_new = cut not in decided.considered  # as when Optuna proposes what nobody foresaw
+        if (is_new and not decided.is_tight) or self._is_there(network, config, of_views=of_views):
+            return cut
+        crossings, exact = network.traced.crossings, self.exact_crossings(network)
+        before = reversed(crossings[: crossings.index(cut)])
+        return next((name for name in before if name in decided.kept and name in exact), INPUT)
+
+    def _is_there(self, network: Network, config: TrialConfig, *, of_views: bool) -> bool:
+        """Whether an earlier search has left the activations at a trial's cut."""
+        weights_key, precision = network.backbone.weights_key, self.job.precision
+        return all(
+            has_features(self.job.store, CutFeatures(key, weights_key, network.cut, precision))
+            for key in self.pixels_keys(config, of_views=of_views)
+        )
+
+    def decodings(self, config: TrialConfig, *, of_views: bool) -> list[tuple[Sequence[str], View | None]]:
+        """The contents that are decoded for a trial, plain or once for each of its views that are kept."""
+        if not of_views:
+            return [(list(self.job.files), None)]
+        assert config.augment != "none", "there are views"
+        assert config.views != "fresh", "they are kept"
+        contents = self.contents_of(self.job.data.train)
+        return [(contents, View(config.augment, config.seed, index)) for index in range(config.views)]
+
+    def pixels_keys(self, config: TrialConfig, *, of_views: bool) -> list[str]:
+        """The store's keys of what `decodings` names."""
+        return [
+            pixels_key(sorted(contents), size=config.image_size, view=view)
+            for contents, view in self.decodings(config, of_views=of_views)
+        ]
 
     def _plain_source(
         self, network: Network, pixels: Pixels, rows: npt.NDArray[np.int64], base: str
