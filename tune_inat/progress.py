@@ -123,6 +123,8 @@ class Terminal:
     def plan(self, plan: Mapping[str, Any]) -> None:
         """The whole plan, as a result: what is shared, then time, memory and disk."""
         self._result(plan_lines(plan)[0], "bold")
+        if plan["n_trials"] == plan["n_finished"]:
+            return
         for table in plan_tables(plan, self._results.width):
             self._print(self._results, "")
             self._print(self._results, table)

@@ -145,6 +145,8 @@ def leaderboard_table(
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     """A plan in three lines at most: the trials, what their frozen layers leave behind, what all takes."""
     n, n_finished = plan["n_trials"], plan["n_finished"]
+    if n == n_finished:
+        return [f"All {n:,} trials are done: nothing is left to train."]
     done = f", {n_finished:,} of them done" if n_finished else ""
     like = "like so many random ones" if plan["is_representative"] else f"{plan['n_families']:,} families"
     lines = [
