@@ -221,14 +221,15 @@ def test_what_is_kept_changes_no_number(kept: frozenset[str] | None, images: Pat
     assert n_kept == (0 if kept == frozenset() else 1)
 
 
-@pytest.mark.parametrize(("is_tight", "n_kept"), [(False, 1), (True, 0)])
+@pytest.mark.parametrize(("has_room", "n_kept"), [(True, 1), (False, 0)])
 def test_a_cut_that_nobody_foresaw_is_kept_if_there_was_room(
-    is_tight: bool, n_kept: int, images: Path, store: Store
+    has_room: bool, n_kept: int, images: Path, store: Store
 ) -> None:
     config, foreseen = config_of(freeze="layer3", epochs=1), frozenset({"layer1.1.relu_1"})
     bench = make_bench(images, store)
-    decided = KeptCuts(frozenset(), considered=foreseen, is_tight=is_tight)
-    bench.job = replace(bench.job, kept={bench.job.images_key(config, of_views=False): decided})
+    decided = KeptCuts(frozenset(), considered=foreseen)
+    key = bench.job.images_key(config, of_views=False)
+    bench.job = replace(bench.job, kept={key: decided}, has_room=has_room)
     reports_of(bench, config)
     assert len(list((store.root / "features").glob("*"))) == n_kept
 
@@ -238,8 +239,9 @@ def test_what_an_earlier_search_kept_is_read_whatever_was_decided(images: Path, 
     reports_of(make_bench(images, store), config)
     bench = make_bench(images, store)
     cut = bench.network(config).cut
-    decided = KeptCuts(frozenset(), considered=frozenset({cut}), is_tight=True)
-    bench.job = replace(bench.job, kept={bench.job.images_key(config, of_views=False): decided})
+    decided = KeptCuts(frozenset(), considered=frozenset({cut}))
+    key = bench.job.images_key(config, of_views=False)
+    bench.job = replace(bench.job, kept={key: decided}, has_room=False)
     reports_of(bench, config.model_copy(update={"lr": 0.01}))
     assert bench.take_work().prefix_images == 0
     assert bench.source(bench.network(config), config, "val").take(torch.arange(2), 1).shape[1] == 256

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -88,8 +89,6 @@ def conduct_search(
         inputs, folder = _open(settings, terminal, stack)
         stack.enter_context(held(folder))
         ledger = Ledger(folder)
-        if not settings.reuse:
-            _begin_anew(folder, ledger)
         conductor = _Conductor(inputs, folder, ledger, terminal, started=started, bytes_before=bytes_before)
         return folder, conductor.run()
 
@@ -142,6 +141,7 @@ class _Conductor:
         self._bench: Workbench | None = None  # of this process; heavy to import, so only when it is needed
         self._forecast: Forecast | None = None
         self._bytes_before = bytes_before
+        self._is_to_begin_anew = not inputs.settings.reuse  # once nothing can be refused any more
 
     def run(self) -> dict[str, Any]:
         """Run what is left, then write the results; returns the summary."""
@@ -195,6 +195,8 @@ class _Conductor:
     def _records(self) -> dict[str, TrialRecord]:
         """What the ledger has on trials of this space. Under a name it may know others, too."""
         inputs = self._inputs
+        if self._is_to_begin_anew:
+            return {}
         planned = {trial.trial_id for trial in inputs.plan.trials}
         return {
             trial_id: record
@@ -247,6 +249,9 @@ class _Conductor:
             self._forecast, devices = preparation.foresee(
                 cluster(), seconds_so_far=time.monotonic() - self._started
             )
+            if self._is_to_begin_anew:
+                _begin_anew(self._folder, self._ledger)
+                self._is_to_begin_anew = False
             keep_identity(self._folder, _identity(self._inputs))  # nothing is refused from here on
             self._terminal.plan_in_short(self._forecast.to_json())
             bench = self._open_bench()
@@ -360,6 +365,8 @@ class _Conductor:
         from tune_inat.outcome import export_best
 
         bench = self._open_bench()
+        if self._forecast is None:  # nothing was run: a test alone is no reason to keep activations
+            bench.job = replace(bench.job, has_room=False)
         with self._terminal.task("Testing and exporting the best model", None, ""):
             return export_best(self._folder, bench, best, data_name=short_name(self._inputs.data.name))
 

@@ -98,15 +98,10 @@ class Images:
 
 @dataclass(frozen=True)
 class KeptCuts:
-    """What was decided for one set of images: where activations are kept, of the cuts that were considered.
-
-    Attributes:
-        is_tight: there was no room for all that would save time. So a cut that comes up later is not kept.
-    """
+    """What was decided for a set of images: where activations are kept, of the cuts that were considered."""
 
     kept: frozenset[str]
     considered: frozenset[str]
-    is_tight: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,11 +113,8 @@ class Choice:
 
     def decisions(self, sets: Sequence[Images]) -> dict[str, KeptCuts]:
         """The same, set by set, for those who will read there."""
-        is_tight = bool(self.crowded_out)
         return {
-            images.key: KeptCuts(
-                self.kept[images.key], frozenset(need.cut for need in images.needs), is_tight
-            )
+            images.key: KeptCuts(self.kept[images.key], frozenset(need.cut for need in images.needs))
             for images in sets
         }
 
@@ -141,6 +133,8 @@ def choose_cuts(sets: Sequence[Images], *, budget: int | None, flops_rate: float
     limit = float("inf") if budget is None else float(budget)
     greedy = [_fill(sets, limit, flops_rate, by_byte=by_byte) for by_byte in (False, True)]
     best = min(greedy, key=lambda kept: _total(sets, kept, flops_rate))
+    if limit == float("inf"):
+        return Choice(best)
     unlimited = _fill(sets, float("inf"), flops_rate, by_byte=False)
     crowded_out = {
         images.key: unlimited[images.key] - best[images.key]

@@ -135,7 +135,8 @@ class Forecaster:
         self._budget = budget
         self._probe = Probe(bench, probes)
         self._networks: dict[tuple[str, float | str], CutFigures] = {}
-        self._rates: dict[str, float] = {}
+        self._rates: dict[tuple[str, int], float] = {}
+        self._decoding: dict[int, float] = {}
         for trial in sorted(self._trials, key=lambda trial: trial.config.model):  # each model loaded once
             self._cut_of(trial.config)
         self._leaders = self._find_leaders()
@@ -242,10 +243,8 @@ class Forecaster:
         free -= sum(part.n_bytes for part in pixels) + self._states_bytes()
         if self._budget is None:
             return max(0, free)
-        sizes = {(part.image_size, part.views): 3 * part.image_size**2 * part.n_images for part in pixels}
-        used = sum(sizes.values()) + sum(
-            images.size(name) for images in self._sets for name in images.present
-        )
+        used = sum(3 * part.image_size**2 * part.n_images for part in pixels)
+        used += sum(images.size(name) for images in self._sets for name in images.present)
         downloaded = sum(size_of(self._job.store.root / name) for name in ("data", "remote"))
         return max(0, min(free, self._budget - used - downloaded - self._states_bytes()))
 
@@ -256,20 +255,20 @@ class Forecaster:
             for leader in self._leaders
             if images_key in {self._job.images_key(leader.config, of_views=each) for each in (False, True)}
         )
-        return self._frozen_rate(config)
+        return self._frozen_rate(config, len(os.sched_getaffinity(0)))
 
-    def _frozen_rate(self, config: TrialConfig) -> float:
+    def _frozen_rate(self, config: TrialConfig, n_threads: int) -> float:
         """The operations a second of a trial's frozen layers, measured up to its network's deepest cut."""
-        key = self._job.images_key(config, of_views=False)
-        if key not in self._rates:
+        network = self._job.images_key(config, of_views=False)
+        if (network, n_threads) not in self._rates:
             mine = [
                 leader.config
                 for leader in self._leaders
-                if self._job.images_key(leader.config, of_views=False) == key
+                if self._job.images_key(leader.config, of_views=False) == network
             ]
             deepest = max(mine, key=lambda each: self._cut_of(each).depth)
-            self._rates[key] = self._probe.frozen_rate(deepest)
-        return self._rates[key]
+            self._rates[network, n_threads] = self._probe.frozen_rate(deepest, n_threads=n_threads)
+        return self._rates[network, n_threads]
 
     def _pixels(self) -> tuple[PixelsForecast, ...]:
         found: dict[tuple[int, str], PixelsForecast] = {}
@@ -327,19 +326,23 @@ class Forecaster:
         n_train, n_val = len(data.train.labels), len(data.val.labels)
         training = -(-n_train // config.batch_size) * times.step_seconds
         evaluating = n_val * times.image_seconds
-        frozen = self._lead_seconds(config, n_train, n_val)
+        frozen = self._lead_seconds(config, n_train, n_val, share)
         saving = 3 * cut.trainable_bytes / STATE_RATE
         return leader.n_left * ((training + evaluating + frozen) * load + saving)
 
-    def _lead_seconds(self, config: TrialConfig, n_train: int, n_val: int) -> float:
-        """What an epoch spends on frozen layers behind what is kept."""
+    def _lead_seconds(self, config: TrialConfig, n_train: int, n_val: int, share: Devices) -> float:
+        """What an epoch spends on frozen layers behind what is kept, and on decoding where nothing is."""
         cut = self._cut_of(config)
         is_plain, is_fresh = config.augment == "none", config.augment != "none" and config.views == "fresh"
-        rate = self._frozen_rate(config)
+        rate = self._frozen_rate(config, share.cpus_per_trial)
         base = {views: self._base(config, of_views=views) for views in (False, True)}
         flops = n_val * cut.flops_from(base[False])
         flops += n_train * cut.flops_from(INPUT if is_fresh else base[not is_plain])
-        return flops / rate if flops else 0.0
+        decoding = 0.0
+        if is_fresh:
+            n_cores = len(os.sched_getaffinity(0))
+            decoding = n_train * self._image_seconds(config.image_size) * n_cores / share.cpus_per_trial
+        return flops / rate + decoding
 
     def _base(self, config: TrialConfig, *, of_views: bool) -> str:
         kept = self.choice.kept.get(self._job.images_key(config, of_views=of_views), frozenset())
@@ -353,9 +356,20 @@ class Forecaster:
         if n_threads not in self._steps:
             configs = [leader.config for leader in self._leaders if leader.n_left > 0]
             self._steps[n_threads] = StepModel(
-                configs, self._cut_of, lambda each: self._probe.step_times(each, n_threads=n_threads)
+                configs, self._cut_of, lambda each: self._measured_step(each, n_threads)
             )
         return self._steps[n_threads].times(config)
+
+    def _measured_step(self, config: TrialConfig, n_threads: int) -> StepTimes:
+        """What a step takes. One that fails counts for nothing: the trial itself will say why."""
+        batch_size = min(config.batch_size, len(self._job.data.train.labels))
+        try:
+            return self._probe.step_times(
+                config.model_copy(update={"batch_size": batch_size}), n_threads=n_threads
+            )
+        except (RuntimeError, ValueError):  # out of a GPU's memory, or a BatchNorm over a single value
+            self._bench.rest()
+            return StepTimes(0.0, 0.0, 0)
 
     def choose_devices(self, options: Sequence[Devices]) -> Devices:
         """Of several ways to share the devices out the one that is quickest, going by the costliest step."""
@@ -365,7 +379,7 @@ class Forecaster:
         heaviest = max(leaders, key=lambda leader: self._cut_of(leader.config).suffix_flops).config
 
         def seconds(share: Devices) -> float:
-            step = self._probe.step_times(heaviest, n_threads=share.cpus_per_trial).step_seconds
+            step = self._measured_step(heaviest, share.cpus_per_trial).step_seconds
             at_a_time = self._n_at_a_time(share)
             load = self._probe.contention(n_threads=share.cpus_per_trial, n_concurrent=at_a_time)
             rounds = self._rounds(leaders, at_a_time)
@@ -390,16 +404,19 @@ class Forecaster:
         )
 
     def _decode_seconds(self, pixels: Sequence[PixelsForecast]) -> float:
-        n_to_decode = sum(part.n_to_decode for part in pixels)
-        if n_to_decode == 0:
-            return 0.0
-        size = max(part.image_size for part in pixels)
-        paths = list(self._files.values())[:: max(1, len(self._files) // DECODED_IMAGES)]
-        started = perf_counter()
-        n_workers = len(os.sched_getaffinity(0))
-        with ThreadPoolExecutor(n_workers) as pool:
-            list(pool.map(lambda path: _try_to_decode(path, size), paths))
-        return n_to_decode * (perf_counter() - started) / len(paths)
+        return sum(
+            part.n_to_decode * self._image_seconds(part.image_size) for part in pixels if part.n_to_decode
+        )
+
+    def _image_seconds(self, size: int) -> float:
+        """What decoding an image takes, all cores together."""
+        if size not in self._decoding:
+            paths = list(self._files.values())[:: max(1, len(self._files) // DECODED_IMAGES)]
+            started = perf_counter()
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+                list(pool.map(lambda path: _try_to_decode(path, size), paths))
+            self._decoding[size] = (perf_counter() - started) / len(paths)
+        return self._decoding[size]
 
     # ---- all of it
 
@@ -422,7 +439,11 @@ class Forecaster:
         }
         disk = {
             "pixels": sum(part.n_bytes for part in pixels),
-            "activations": sum(cut.n_new_bytes for cut in cuts),
+            "activations": sum(
+                images.size(name)
+                for images in self._sets
+                for name in self.choice.kept[images.key] - images.present
+            ),
             "states": self._states_bytes(),
         }
         free = shutil.disk_usage(_existing(self._job.store.root)).free
@@ -449,9 +470,10 @@ class Forecaster:
         found: dict[tuple[str, str, str], list[TrialConfig]] = defaultdict(list)
         for trial in self._trials:
             config = trial.config
-            of_views = config.augment != "none" and config.views != "fresh"
-            key = self._job.images_key(config, of_views=of_views)
-            found[config.model, key, self._cut_of(config).name].append(config)
+            has_views = config.augment != "none" and config.views != "fresh"
+            for of_views in (True, False) if has_views else (False,):  # validation has plain images
+                key = self._job.images_key(config, of_views=of_views)
+                found[config.model, key, self._cut_of(config).name].append(config)
         told: set[tuple[str, str]] = set()
         forecasts = []
         for (model, key, cut), configs in found.items():

@@ -138,10 +138,10 @@ def _can_give(distribution: Distribution, value: Any) -> bool:
     low, high = distribution.ppf(0.0), distribution.ppf(1.0)
     if not isinstance(value, int | float) or not low <= value <= high:
         return False
-    if isinstance(distribution, Rounded):
-        return math.isclose(
-            value, round(value / distribution.q) * distribution.q, rel_tol=1e-9, abs_tol=1e-12
-        )
+    if isinstance(distribution, Rounded):  # a grid counts its steps from the lower bound
+        starts = (0.0, low) if math.isfinite(low) else (0.0,)
+        steps = [(value - start) / distribution.q for start in starts]
+        return any(math.isclose(step, round(step), rel_tol=1e-9, abs_tol=1e-9) for step in steps)
     return not isinstance(distribution, Integers) or value == int(value)
 
 

@@ -127,9 +127,16 @@ class Preparation:
             is_representative=self._is_representative,
             start_seconds=seconds_so_far + END_SECONDS,
         )
+        gpus = devices.gpus_per_trial
         self._bench.job = replace(
-            self._bench.job, kept=forecaster.decisions(), n_threads=devices.cpus_per_trial
+            self._bench.job,
+            kept=forecaster.decisions(),
+            has_room=not forecaster.choice.crowded_out,
+            n_threads=devices.cpus_per_trial,
+            device="cuda" if gpus > 0 else "cpu",
+            memory_fraction=gpus if 0 < gpus < 1 else None,
         )
+        self._bench.rest()
         return forecast, devices
 
     def compute(self) -> None:

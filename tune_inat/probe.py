@@ -71,11 +71,14 @@ class Probe:
         times = self._kept(key, lambda: asdict(self._time_step(config, network, n_threads)))
         return StepTimes(**times)
 
-    def frozen_rate(self, config: TrialConfig) -> float:
-        """Operations that frozen layers do in a second, with all that the workbench has."""
+    def frozen_rate(self, config: TrialConfig, *, n_threads: int) -> float:
+        """Operations that frozen layers do in a second; infinite where there are none to be done."""
         network = self._bench.network(config)
-        key = ["frozen", *self._of_model(config), network.cut, torch.get_num_threads()]
-        return float(self._kept(key, lambda: {"rate": self._time_frozen(config, network)})["rate"])
+        if network.prefix is None or network.traced.at(network.cut, config.image_size).flops == 0:
+            return math.inf
+        key = ["frozen", *self._of_model(config), network.cut, n_threads]
+        measured = self._kept(key, lambda: {"rate": self._time_frozen(config, network, n_threads)})
+        return float(measured["rate"])
 
     def contention(self, *, n_threads: int, n_concurrent: int) -> float:
         """How much longer a CPU takes for each thing when it does several at a time, 1 or more."""
@@ -93,6 +96,7 @@ class Probe:
 
         folder = self._store.get_or_build(PROBES_KIND, hash_of([machine(self._bench.device), *key]), build)
         measured: dict[str, Any] = json.loads((folder / "measured.json").read_text())
+        self._store.release(PROBES_KIND, folder.name)
         del measured["of"]
         return measured
 
@@ -124,10 +128,9 @@ class Probe:
             self._timed(evaluate)
             return StepTimes(step_seconds, self._seconds(evaluate) / EVALUATED_IMAGES, saved.n_bytes)
 
-    def _time_frozen(self, config: TrialConfig, network: Network) -> float:
-        if network.prefix is None:
-            return float("inf")
+    def _time_frozen(self, config: TrialConfig, network: Network, n_threads: int) -> float:
         prefix = network.prefix
+        assert prefix is not None, "something is frozen"
         size = config.image_size
         images = torch.zeros(FROZEN_IMAGES, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
         images = images.to(self._bench.device)
@@ -136,9 +139,10 @@ class Probe:
             with torch.no_grad(), self._bench.autocast():
                 prefix(images)
 
-        self._timed(run)
         flops = network.traced.at(network.cut, size).flops
-        return FROZEN_IMAGES * flops / self._seconds(run)
+        with _threads(n_threads):
+            self._timed(run)
+            return FROZEN_IMAGES * flops / self._seconds(run)
 
     def _features(self, network: Network, config: TrialConfig, n: int) -> Tensor:
         """Something of the shape and type of what crosses at the cut; at the input, of pixels."""
@@ -212,13 +216,16 @@ def _contention(n_threads: int, n_concurrent: int) -> float:
         alone = _convolutions(LOAD_SECONDS)
         is_over = threading.Event()
         others = [
-            threading.Thread(target=_convolutions, args=(math.inf, is_over)) for _ in range(n_concurrent - 1)
+            threading.Thread(target=_convolutions, args=(math.inf, is_over), daemon=True)
+            for _ in range(n_concurrent - 1)
         ]
-        for other in others:
-            other.start()
-        _convolutions(LOAD_SECONDS / 2)  # until all are at it
-        together = _convolutions(LOAD_SECONDS)
-        is_over.set()
+        try:
+            for other in others:
+                other.start()
+            _convolutions(LOAD_SECONDS / 2)  # until all are at it
+            together = _convolutions(LOAD_SECONDS)
+        finally:
+            is_over.set()
         for other in others:
             other.join()
     return max(1.0, alone / together)

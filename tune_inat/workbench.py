@@ -50,7 +50,8 @@ class Job:
     goal: Goal
     n_threads: int
     memory_fraction: float | None = None  # of a GPU's memory, for one trial
-    kept: Mapping[str, KeptCuts] = field(default_factory=dict)  # by `images_key`; if nothing, every cut is
+    kept: Mapping[str, KeptCuts] = field(default_factory=dict)  # by `images_key`
+    has_room: bool = True  # for activations that nothing was decided about
 
     def images_key(self, config: TrialConfig, *, of_views: bool) -> str:
         """Names a set of images and the network it goes through: equal for all trials that share both."""
@@ -251,11 +252,13 @@ class Workbench:
         if not self.job.reuse:
             return INPUT
         cut, decided = network.cut, self.job.kept.get(self.job.images_key(config, of_views=of_views))
-        if decided is None or cut in decided.kept:
+        if decided is not None and cut in decided.kept:
             return cut
-        is_new = cut not in decided.considered  # as when Optuna proposes what nobody foresaw
-        if (is_new and not decided.is_tight) or self._is_there(network, config, of_views=of_views):
+        is_new = decided is None or cut not in decided.considered  # as Optuna proposes what nobody foresaw
+        if (is_new and self.job.has_room) or self._is_there(network, config, of_views=of_views):
             return cut
+        if decided is None:
+            return INPUT
         crossings, exact = network.traced.crossings, self.exact_crossings(network)
         before = reversed(crossings[: crossings.index(cut)])
         return next((name for name in before if name in decided.kept and name in exact), INPUT)
