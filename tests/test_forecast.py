@@ -12,6 +12,7 @@ from tune_inat.devices import Devices
 from tune_inat.disk import size_of
 from tune_inat.forecast import Forecast, Forecaster
 from tune_inat.plan import PlannedTrial, TrialNamer
+from tune_inat.probe import Probe
 from tune_inat.store import Store
 from tune_inat.workbench import Workbench
 
@@ -80,12 +81,13 @@ def test_disk_is_what_the_search_then_writes(images: Path, store: Store) -> None
 
 
 def test_views_are_decoded_and_kept_each(images: Path, store: Store) -> None:
-    forecast = forecast_of(make_bench(images, store), config_of(augment="flip", views=3, epochs=4))
+    forecast = forecast_of(make_bench(images, store), config_of(augment="flip", views=3, epochs=40))
     assert [(part.views, part.n_images, part.n_to_decode) for part in forecast.pixels] == [
         (0, N_IMAGES, 0),
         (3, 3 * N_TRAIN, 3 * N_TRAIN),
     ]
-    assert forecast.cuts[0].n_images == 3 * N_TRAIN
+    assert [cut.n_images for cut in forecast.cuts] == [3 * N_TRAIN, N_IMAGES]  # validation sees plain ones
+    assert forecast.disk["activations"] == sum(cut.n_bytes for cut in forecast.cuts)
     assert forecast.disk["pixels"] == 3 * N_TRAIN * 3 * IMAGE_SIZE**2
 
 
@@ -124,7 +126,10 @@ def test_a_narrow_budget_keeps_what_fits(images: Path, store: Store) -> None:
     assert size_of(store.root / "features") < whole.n_bytes
 
 
-def test_more_trials_at_a_time_need_less_time_and_more_memory(images: Path, store: Store) -> None:
+def test_more_trials_at_a_time_need_less_time_and_more_memory(
+    images: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Probe, "contention", lambda *_, **__: 1.2)
     forecaster = forecaster_of(
         make_bench(images, store), *(config_of(freeze=0.5, lr=lr, epochs=20) for lr in (0.1, 0.2, 0.3, 0.4))
     )
@@ -160,6 +165,19 @@ def test_devices_are_shared_out_by_what_is_quicker(
             ),
         )
         assert forecaster.choose_devices([many, few]) == quicker
+
+
+def test_a_step_that_fails_does_not_end_the_search(images: Path, store: Store) -> None:
+    """BatchNorm refuses a single value; the trial of that batch size will say so, the others run."""
+    bench = make_bench(images, store)
+    forecast = forecast_of(bench, config_of(freeze=0.0, batch_size=1), config_of(freeze=0.0, batch_size=8))
+    assert forecast.seconds["training"] > 0
+
+
+def test_batches_larger_than_the_data_are_reckoned_as_large_as_it_is(images: Path, store: Store) -> None:
+    bench = make_bench(images, store)
+    whole, larger = (forecast_of(bench, config_of(batch_size=size)) for size in (N_TRAIN, 1000))
+    assert larger.memory == whole.memory
 
 
 def test_a_forecast_is_json(images: Path, store: Store) -> None:

@@ -69,7 +69,7 @@ def test_timing_changes_no_trial(images: Path, store: Store) -> None:
 def test_one_trial_at_a_time_is_not_slowed_by_others(images: Path, store: Store) -> None:
     probe = Probe(make_bench(images, store), store)
     assert probe.contention(n_threads=1, n_concurrent=1) == 1.0
-    assert probe.contention(n_threads=1, n_concurrent=2) >= 1.0
+    assert 1.0 <= probe.contention(n_threads=1, n_concurrent=2) <= 2.0
     assert n_probes(store) == 1
 
 

@@ -112,6 +112,9 @@ def test_no_reuse_begins_anew_whatever_the_folder_holds(run_sweep: RunSweep, hos
     folder = hostile_path / "runs" / "tiny-photos"
     first = run_sweep(BAYES, "--no-reuse", "--json", "--wandb", "disabled")
     assert first.code == 0, first.err
+    refused = run_sweep(BAYES, "--no-reuse", "--cpus-per-trial", "4000")
+    assert refused.code == 2, refused.err
+    assert (folder / "summary.json").exists()  # what is refused removes nothing
     (folder / "best_model" / "metrics.json").write_text("not this search's")
     again = run_sweep(BAYES, "--no-reuse", "--json", "--wandb", "disabled")
     assert again.code == 0, again.err
