@@ -116,7 +116,8 @@ def test_suffix_in_train_mode_gives_what_the_whole_network_gives(case: Case) -> 
     torch.manual_seed(0)
     parts = suffix(case.features)
     torch.manual_seed(0)
-    assert torch.equal(parts, case.backbone.model(case.images))
+    # Not to the last bit: where modes give activations other strides, a CPU may sum in another order.
+    torch.testing.assert_close(parts, case.backbone.model(case.images), rtol=1e-5, atol=1e-5)
 
 
 def test_head_is_the_last_that_a_network_uses(case: Case) -> None:
