@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benches import IMAGE_SIZE, config_of, make_bench, reports_of, write_images
+from tests.benches import IMAGE_SIZE, config_of, make_bench, reports_of
 from tune_inat.config import TrialConfig
 from tune_inat.devices import Devices
 from tune_inat.disk import size_of
@@ -18,16 +18,6 @@ from tune_inat.workbench import Workbench
 
 ONE_AT_A_TIME = Devices(n_cpus=1, n_gpus=0, cpus_per_trial=1, gpus_per_trial=0, max_concurrent=1)
 N_IMAGES, N_TRAIN = 54, 33
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture
-def store(hostile_path: Path) -> Store:
-    return Store(hostile_path / "cache")
 
 
 def trials_of(configs: Sequence[TrialConfig]) -> list[PlannedTrial]:

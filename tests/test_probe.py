@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.benches import config_of, make_bench, numbers_of, reports_of, write_images
+from tests.benches import config_of, make_bench, numbers_of, reports_of
 from tune_inat.errors import ResourceError
 from tune_inat.features import Precision
 from tune_inat.precision import choose_precision
@@ -13,16 +13,6 @@ from tune_inat.probe import PROBES_KIND, Probe
 from tune_inat.store import Store
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture
-def store(hostile_path: Path) -> Store:
-    return Store(hostile_path / "cache")
 
 
 def not_timed(precision: Precision) -> float:

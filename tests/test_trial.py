@@ -6,22 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.benches import IMAGE_SIZE, config_of, make_bench, numbers_of, reports_of, write_images
+from tests.benches import IMAGE_SIZE, config_of, make_bench, numbers_of, reports_of
 from tune_inat.cuts import KeptCuts
 from tune_inat.freeze import trainable_state
 from tune_inat.store import Store
 from tune_inat.trial import EpochReport, NonFiniteLossError, Trainer, run_trial, weights_after
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture
-def store(hostile_path: Path) -> Store:
-    return Store(hostile_path / "cache")
-
 
 # Each cut of two networks, and all that could make an epoch depend on what ran before it.
 VARIANTS: dict[str, dict[str, object]] = {

@@ -96,6 +96,18 @@ class Images:
         return self._point(name) if name in there else self._before(name, there)
 
 
+def read_at(cut: str, crossings: Sequence[str], kept: frozenset[str], exact: frozenset[str]) -> str:
+    """Where a trial reads: at its cut if that is kept, else at the last exact crossing before that is.
+
+    Args:
+        crossings: those of the network in order, the pixels first.
+    """
+    if cut in kept:
+        return cut
+    before = reversed(crossings[: crossings.index(cut)])
+    return next((name for name in before if name in kept and name in exact), crossings[0])
+
+
 @dataclass(frozen=True)
 class KeptCuts:
     """What was decided for a set of images: where activations are kept, of the cuts that were considered."""

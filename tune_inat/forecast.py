@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Any
 
 from tune_inat.config import TrialConfig
-from tune_inat.cuts import Choice, Images, KeptCuts, Need, choose_cuts
+from tune_inat.cuts import Choice, Images, KeptCuts, Need, choose_cuts, read_at
 from tune_inat.devices import Devices
 from tune_inat.disk import size_of
 from tune_inat.features import STORED_TYPE, CutFeatures, has_features
@@ -347,10 +347,7 @@ class Forecaster:
     def _base(self, config: TrialConfig, *, of_views: bool) -> str:
         kept = self.choice.kept.get(self._job.images_key(config, of_views=of_views), frozenset())
         cut = self._cut_of(config)
-        if cut.name in kept:
-            return cut.name
-        before = reversed(cut.crossings[: cut.depth])
-        return next((name for name in before if name in kept and name in cut.exact), INPUT)
+        return read_at(cut.name, cut.crossings, kept, cut.exact)
 
     def _step_times(self, config: TrialConfig, n_threads: int) -> StepTimes:
         if n_threads not in self._steps:

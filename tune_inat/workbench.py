@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tune_inat.backbone import Backbone, Normalize, load_backbone, pristine_state, restore
 from tune_inat.config import TrialConfig
 from tune_inat.convolutions import speed_up
-from tune_inat.cuts import KeptCuts
+from tune_inat.cuts import KeptCuts, read_at
 from tune_inat.data import DataSet, Split
 from tune_inat.errors import UserError
 from tune_inat.features import CutFeatures, Precision, Rows, has_features, load_features, open_features
@@ -259,9 +259,7 @@ class Workbench:
             return cut
         if decided is None:
             return INPUT
-        crossings, exact = network.traced.crossings, self.exact_crossings(network)
-        before = reversed(crossings[: crossings.index(cut)])
-        return next((name for name in before if name in decided.kept and name in exact), INPUT)
+        return read_at(cut, network.traced.crossings, decided.kept, self.exact_crossings(network))
 
     def _is_there(self, network: Network, config: TrialConfig, *, of_views: bool) -> bool:
         """Whether an earlier search has left the activations at a trial's cut."""
