@@ -17,7 +17,8 @@ from torch import Tensor
 
 from benchmarks.task import Task
 from tune_inat.config import TrialConfig
-from tune_inat.features import BATCH_SIZE, Precision, Rows, as_stored, run_frozen
+from tune_inat.features import BATCH_SIZE, Rows, as_stored
+from tune_inat.frozen import Precision, run_frozen
 from tune_inat.inputs import read_inputs
 from tune_inat.meter import SilentMeter
 from tune_inat.recipe import Optimizer, batches, draw_epoch, training_loss
@@ -116,7 +117,7 @@ class Floor:
         network.suffix.eval()
         rows = torch.arange(self._n_train, len(self._labels))
         right: list[Tensor] = []
-        for picked in torch.split(rows, EVALUATION_BATCH_SIZE):
+        for picked in torch.split(rows, EVALUATION_BATCH_SIZE["cpu"]):
             with self._bench.autocast():
                 logits = network.suffix(features.take(picked))
             right.append(logits.argmax(dim=1) == self._labels[picked])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tune_inat.config import TrialConfig
 from tune_inat.data import find_images, split_images
-from tune_inat.features import Precision
+from tune_inat.frozen import Precision
 from tune_inat.images import load_pixels
 from tune_inat.meter import SilentMeter
 from tune_inat.store import Store

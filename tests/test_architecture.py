@@ -19,7 +19,7 @@ remote contents audit devices cuts origins standings tables progress
 images data
 recipe weights architectures backbone freeze graph convolutions tracing
 states wandb_files wandb_writer tracking
-features sources results export predict
+frozen features sources results export predict
 plan workbench probe figures forecast trial precision inputs outcome
 cluster searchers tuning preparation
 conduct search

@@ -15,8 +15,8 @@ from tune_inat.features import (
     Precision,
     Rows,
     load_features,
-    run_frozen,
 )
+from tune_inat.frozen import PART_SIZE, run_frozen
 from tune_inat.meter import SilentMeter
 from tune_inat.store import Store
 
@@ -55,7 +55,7 @@ def test_kept_rows_are_what_the_network_gives_to_the_last_bit(
     )
     picked = torch.arange(BATCH_SIZE, 2 * BATCH_SIZE)
     kept = Rows(array, CPU).take(picked)
-    direct = run_frozen(network, pixels.take(picked), precision)
+    direct = run_frozen(network, pixels.take(picked), precision, rows=picked)
     assert kept.shape == (BATCH_SIZE, 4, 4, 4)
     assert kept.dtype == direct.dtype
     assert torch.equal(kept, direct)
@@ -98,11 +98,11 @@ class KilledError(Exception):
 
 
 class DiesAfter(nn.Module):
-    """Stands for a process that is killed after some batches."""
+    """Stands for a process that is killed after so many images, but for the last part's empty places."""
 
-    def __init__(self, network: nn.Module, n_batches: int) -> None:
+    def __init__(self, network: nn.Module, n_images: int) -> None:
         super().__init__()
-        self.network, self.n_left = network, n_batches
+        self.network, self.n_left = network, -(-n_images // PART_SIZE)
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         if self.n_left == 0:
@@ -118,12 +118,16 @@ def test_killed_computation_goes_on_after_the_last_rows_it_flushed(
     monkeypatch.setattr("tune_inat.features.FLUSH_BYTES", 1)
     with pytest.raises(KilledError):
         load_features(
-            store, cut(), lambda: (pixels, DiesAfter(network, 1)), n_rows=N_ROWS, meter=SilentMeter()
+            store, cut(), lambda: (pixels, DiesAfter(network, BATCH_SIZE)), n_rows=N_ROWS, meter=SilentMeter()
         )
     aside = store.path(FEATURES_KIND, f".{cut().key}.part")
     assert (aside / PROGRESS_FILE).read_text() == str(BATCH_SIZE)
     resumed = load_features(
-        store, cut(), lambda: (pixels, DiesAfter(network, 2)), n_rows=N_ROWS, meter=SilentMeter()
+        store,
+        cut(),
+        lambda: (pixels, DiesAfter(network, N_ROWS - BATCH_SIZE)),
+        n_rows=N_ROWS,
+        meter=SilentMeter(),
     )
     whole = load_features(
         Store(store.root.parent / "other"),

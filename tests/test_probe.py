@@ -7,7 +7,7 @@ import torch
 
 from tests.benches import config_of, make_bench, numbers_of, reports_of
 from tune_inat.errors import ResourceError
-from tune_inat.features import Precision
+from tune_inat.frozen import Precision
 from tune_inat.precision import choose_precision
 from tune_inat.probe import PROBES_KIND, Probe
 from tune_inat.store import Store

@@ -17,11 +17,6 @@ from torch.nn import functional
 MIN_KERNEL = 5
 MAX_POSITIONS = 14 * 14  # of the output's map, which becomes a kernel: large ones are slow too
 
-# With AVX-512, a product of fewer rows sums in another order than one of more (torch 2.14, fp32). So frozen
-# layers at 1 x 1 maps would give an image other values in a small batch than in a large one: 3e-7 of them, of
-# which BatchNorm over a batch of 8 and Adam's first steps, which know only signs, made 1e-3 of a loss.
-MIN_ROWS = 16
-
 
 def speed_up(network: fx.GraphModule) -> fx.GraphModule:
     """Put a faster layer in the place of each convolution of a graph that gains by it on the CPU."""
@@ -58,11 +53,7 @@ class PointwiseConvolution(nn.Module):
         down, across = convolution.stride
         # A product of what has gaps in memory takes a hundred times as long.
         positions = features.permute(0, 2, 3, 1)[:, ::down, ::across].contiguous()
-        rows = positions.flatten(0, 2)
-        n_rows = len(rows)
-        if n_rows < MIN_ROWS:
-            rows = functional.pad(rows, (0, 0, 0, MIN_ROWS - n_rows))
-        product = functional.linear(rows, convolution.weight.flatten(1), convolution.bias)[:n_rows]
+        product = functional.linear(positions.flatten(0, 2), convolution.weight.flatten(1), convolution.bias)
         return product.reshape(*positions.shape[:3], -1).permute(0, 3, 1, 2)
 
 

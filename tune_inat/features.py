@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,22 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from tune_inat.disk import check_room, reserve, writing
+from tune_inat.frozen import PART_SIZE, STORED_TYPE, Precision, run_frozen
 from tune_inat.meter import Meter
 from tune_inat.store import Store, hash_of, write_atomically
-
-Precision = Literal["fp32", "bf16"]
 
 FEATURES_KIND = "features"
 ARRAY_FILE = "features.npy"
 PROGRESS_FILE = "rows.json"
 FLUSH_BYTES = 64 * 2**20  # how much may be computed twice after a kill
-BATCH_SIZE = 64  # images in a pass of the prefix
-
-# numpy has no bfloat16: its bits are kept as int16.
-STORED_TYPE: dict[Precision, tuple[type[np.generic], torch.dtype]] = {
-    "fp32": (np.float32, torch.float32),
-    "bf16": (np.int16, torch.bfloat16),
-}
+BATCH_SIZE = 64  # images between two looks at the progress, where few cores share them
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,7 @@ class CutFeatures:
     @property
     def key(self) -> str:
         """The key under which the store keeps them."""
-        return hash_of([self.pixels_key, self.weights_key, self.cut, self.precision])
+        return hash_of([self.pixels_key, self.weights_key, self.cut, self.precision, PART_SIZE])
 
 
 class Rows:
@@ -151,9 +143,10 @@ def _compute(
     array = np.lib.format.open_memmap(path, mode="r+") if done else None
     advance(done)
     unflushed = 0
-    for start in range(done, n_rows, BATCH_SIZE):
-        rows = torch.arange(start, min(start + BATCH_SIZE, n_rows))
-        part = as_stored(run_frozen(network, source.take(rows), precision))
+    batch_size = max(BATCH_SIZE, PART_SIZE * torch.get_num_threads())
+    for start in range(done, n_rows, batch_size):
+        rows = torch.arange(start, min(start + batch_size, n_rows))
+        part = as_stored(run_frozen(network, source.take(rows), precision, rows=rows))
         if array is None:
             check_room(folder, n_rows * part[0].nbytes, "the activations of the frozen layers")
             with writing(path):
@@ -178,16 +171,6 @@ def _rows_done(folder: Path) -> int:
         return int(json.loads((folder / PROGRESS_FILE).read_bytes()))
     except (OSError, ValueError):
         return 0
-
-
-def run_frozen(network: nn.Module, batch: Tensor, precision: Precision) -> Tensor:
-    """A frozen network's output for a batch, in the type in which it would be stored.
-
-    The cast is part of the definition: a trial without the store's help sees the same values.
-    """
-    with torch.no_grad(), torch.autocast(batch.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        output: Tensor = network(batch)
-    return output.to(STORED_TYPE[precision][1])
 
 
 def as_stored(batch: Tensor) -> npt.NDArray[np.generic]:

@@ -16,8 +16,9 @@ from tune_inat.config import TrialConfig
 from tune_inat.cuts import Choice, Images, KeptCuts, Need, choose_cuts, read_at
 from tune_inat.devices import Devices
 from tune_inat.disk import size_of
-from tune_inat.features import STORED_TYPE, CutFeatures, has_features
+from tune_inat.features import CutFeatures, has_features
 from tune_inat.figures import CutFigures, StepModel
+from tune_inat.frozen import STORED_TYPE
 from tune_inat.graph import INPUT
 from tune_inat.images import decode, has_pixels
 from tune_inat.plan import PlannedTrial

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from tune_inat.errors import ResourceError
-from tune_inat.features import Precision
+from tune_inat.frozen import Precision
 
 WORTHWHILE = 1.2  # how much faster bf16 must be: below that, its rounding buys nothing
 

@@ -8,8 +8,8 @@ import torch
 
 from tune_inat.config import TrialConfig
 from tune_inat.devices import Asked, Cluster, Devices, device_options
-from tune_inat.features import Precision
 from tune_inat.forecast import Forecast, Forecaster
+from tune_inat.frozen import Precision
 from tune_inat.inputs import Inputs
 from tune_inat.meter import Meter
 from tune_inat.plan import PlannedTrial, representative_plan

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tune_inat.config import TrialConfig
-from tune_inat.features import STORED_TYPE
+from tune_inat.frozen import PART_SIZE, STORED_TYPE, run_frozen
 from tune_inat.graph import INPUT
 from tune_inat.recipe import Optimizer, training_loss
 from tune_inat.store import Store, hash_of
@@ -26,7 +26,6 @@ PROBES_KIND = "probes"
 TIMED_RUNS = 3
 ENOUGH_SECONDS = 0.5  # after which no more is timed, however few runs that were
 EVALUATED_IMAGES = 32
-FROZEN_IMAGES = 16
 LOAD_SECONDS = 0.3
 
 
@@ -132,17 +131,17 @@ class Probe:
         prefix = network.prefix
         assert prefix is not None, "something is frozen"
         size = config.image_size
-        images = torch.zeros(FROZEN_IMAGES, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        n_images = PART_SIZE * n_threads
+        images = torch.zeros(n_images, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
         images = images.to(self._bench.device)
 
         def run() -> None:
-            with torch.no_grad(), self._bench.autocast():
-                prefix(images)
+            run_frozen(prefix, images, self._bench.job.precision)
 
         flops = network.traced.at(network.cut, size).flops
         with _threads(n_threads):
             self._timed(run)
-            return FROZEN_IMAGES * flops / self._seconds(run)
+            return n_images * flops / self._seconds(run)
 
     def _features(self, network: Network, config: TrialConfig, n: int) -> Tensor:
         """Something of the shape and type of what crosses at the cut; at the input, of pixels."""

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tune_inat.features import Precision, Rows, run_frozen
+from tune_inat.features import Rows
+from tune_inat.frozen import Precision, run_frozen
 from tune_inat.recipe import derive_seed
 
 
@@ -56,14 +57,16 @@ class PlainSource(Source):
     def __init__(self, kept: Rows, rows: Tensor, lead: nn.Module | None, precision: Precision) -> None:
         self._kept, self._rows, self._lead, self._precision = kept, rows, lead, precision
 
-    def fetch(self, picked: Tensor, epoch: int) -> Tensor:
+    def fetch(self, picked: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """See `Source`."""
-        return self._kept.fetch(self._rows[picked])
+        rows = self._rows[picked]
+        return rows, self._kept.fetch(rows)
 
-    def finish(self, fetched: Tensor) -> Tensor:
+    def finish(self, fetched: tuple[Tensor, Tensor]) -> Tensor:
         """See `Source`."""
-        batch = self._kept.finish(fetched)
-        return batch if self._lead is None else run_frozen(self._lead, batch, self._precision)
+        rows, kept = fetched
+        batch = self._kept.finish(kept)
+        return batch if self._lead is None else run_frozen(self._lead, batch, self._precision, rows=rows)
 
 
 class ViewSource(Source):

@@ -18,8 +18,9 @@ from tune_inat.convolutions import speed_up
 from tune_inat.cuts import KeptCuts, read_at
 from tune_inat.data import DataSet, Split
 from tune_inat.errors import UserError
-from tune_inat.features import CutFeatures, Precision, Rows, has_features, load_features, open_features
+from tune_inat.features import CutFeatures, Rows, has_features, load_features, open_features
 from tune_inat.freeze import block_of, frozen_tensors
+from tune_inat.frozen import Precision
 from tune_inat.graph import INPUT
 from tune_inat.images import Pixels, View, decode_batch, load_pixels, pixels_key
 from tune_inat.meter import Meter, SilentMeter
