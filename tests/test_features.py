@@ -12,11 +12,10 @@ from tune_inat.features import (
     FEATURES_KIND,
     PROGRESS_FILE,
     CutFeatures,
-    Precision,
     Rows,
     load_features,
 )
-from tune_inat.frozen import PART_SIZE, run_frozen
+from tune_inat.frozen import PART_SIZE, Precision, run_frozen
 from tune_inat.meter import SilentMeter
 from tune_inat.store import Store
 

@@ -157,6 +157,28 @@ def test_devices_are_shared_out_by_what_is_quicker(
         assert forecaster.choose_devices([many, few]) == quicker
 
 
+def test_threads_of_a_trial_do_not_depend_on_reuse(
+    images: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One family of three trials: shared, a single trial runs at a time, and it gains by a second thread."""
+    monkeypatch.setattr(Probe, "contention", lambda *_, **__: 1.0)
+    few = replace(ONE_AT_A_TIME, n_cpus=2, cpus_per_trial=2)
+    many = replace(ONE_AT_A_TIME, n_cpus=2, max_concurrent=2)
+    for reuse in (True, False):
+        bench = make_bench(images, store, reuse=reuse)
+        forecaster = forecaster_of(bench, *(config_of(epochs=epochs) for epochs in (1, 2, 3)))
+        times = forecaster._probe.step_times(config_of(), n_threads=1)
+        monkeypatch.setattr(
+            forecaster._probe,
+            "step_times",
+            lambda _, *, n_threads, of=times: replace(
+                of, step_seconds=of.step_seconds / 1.5 ** (n_threads - 1)
+            ),
+        )
+        assert forecaster.n_at_once == 1
+        assert forecaster.choose_devices([many, few]) == few
+
+
 def test_a_step_that_fails_does_not_end_the_search(images: Path, store: Store) -> None:
     """BatchNorm refuses a single value; the trial of that batch size will say so, the others run."""
     bench = make_bench(images, store)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tune_inat.errors import ResourceError, UserError
-from tune_inat.runs import find_run_folder, held, keep_identity, short_name, work_identity
+from tune_inat.runs import find_run_folder, held, keep_identity, kept_cpus, short_name, work_identity
 
 IDENTITY: dict[str, object] = {"space": "grid", "images": "abc", "parameters": {"seed": 0}}
 
@@ -96,3 +96,13 @@ def test_short_name_of_this_folder_is_its_name(hostile_path: Path, monkeypatch: 
 def test_identity_of_the_work_outlives_a_changed_space_but_not_other_images() -> None:
     assert work_identity(IDENTITY) == work_identity({**IDENTITY, "space": "wider grid"})
     assert work_identity(IDENTITY) != work_identity({**IDENTITY, "images": "def"})
+
+
+def test_cores_of_a_trial_are_known_again_and_make_no_other_search(hostile_path: Path) -> None:
+    folder = hostile_path / "mine"
+    keep(folder, IDENTITY)
+    assert kept_cpus(folder) is None
+    keep_identity(folder, IDENTITY, cpus_per_trial=3)
+    keep_identity(folder, IDENTITY)  # as where nothing was left to run
+    assert kept_cpus(folder) == 3
+    assert find_run_folder(hostile_path, None, "mine", IDENTITY) == folder

@@ -40,7 +40,15 @@ from tune_inat.results import (
     write_leaderboard,
     write_summary,
 )
-from tune_inat.runs import STUDY_FILE, find_run_folder, held, keep_identity, short_name, work_identity
+from tune_inat.runs import (
+    STUDY_FILE,
+    find_run_folder,
+    held,
+    keep_identity,
+    kept_cpus,
+    short_name,
+    work_identity,
+)
 from tune_inat.settings import SearchSettings
 from tune_inat.store import Store, default_root, hash_of
 from tune_inat.wandb_files import sync_line
@@ -221,7 +229,12 @@ class _Conductor:
         finished = self._finished()
         left = [trial for trial in self._inputs.plan.trials if trial.trial_id not in finished]
         preparation = Preparation(
-            self._inputs, self._open_bench(), left, n_left=n_left, n_finished=len(finished)
+            self._inputs,
+            self._open_bench(),
+            left,
+            n_left=n_left,
+            n_finished=len(finished),
+            cpus_so_far=kept_cpus(self._folder),
         )
         for notice in preparation.check():
             self._terminal.warn(notice)
@@ -252,7 +265,9 @@ class _Conductor:
             if self._is_to_begin_anew:
                 _begin_anew(self._folder, self._ledger)
                 self._is_to_begin_anew = False
-            keep_identity(self._folder, _identity(self._inputs))  # nothing is refused from here on
+            keep_identity(  # nothing is refused from here on
+                self._folder, _identity(self._inputs), cpus_per_trial=devices.cpus_per_trial
+            )
             self._terminal.plan_in_short(self._forecast.to_json())
             bench = self._open_bench()
             if settings.address is None:  # on other machines, trials compute what they miss

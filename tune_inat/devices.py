@@ -55,6 +55,10 @@ class Asked:
     gpus_per_trial: float | None = None
     max_concurrent: int | None = None
 
+    def takes_gpu(self, cluster: Cluster) -> bool:
+        """Whether a trial gets a GPU, or a share of one."""
+        return cluster.n_gpus > 0 if self.gpus_per_trial is None else self.gpus_per_trial > 0
+
 
 def device_options(cluster: Cluster, asked: Asked, *, n_trials: int) -> list[Devices]:
     """The ways to share the devices out that are worth comparing: of CPUs, one thread a trial, or more.

@@ -140,19 +140,24 @@ class Forecaster:
         self._decoding: dict[int, float] = {}
         for trial in sorted(self._trials, key=lambda trial: trial.config.model):  # each model loaded once
             self._cut_of(trial.config)
-        self._leaders = self._find_leaders()
+        self._leaders = self._find_leaders(shared=self._job.reuse)
+        # How devices are shared out follows from what reuse would share, also without it: numbers depend on
+        # the threads of a trial, and must not depend on reuse.
+        families = self._leaders if self._job.reuse else self._find_leaders(shared=True)
+        self._sharing = [leader for leader in families if leader.n_left > 0]
         self._steps: dict[int, StepModel] = {}
         self.n_families = len(self._leaders)
         self.n_training = sum(leader.n_left > 0 for leader in self._leaders)
+        self.n_at_once = len(self._sharing) or len(self._trials)
         self._sets = self._find_sets()
         self.choice = self._choose()
 
     # ---- what there is to do
 
-    def _find_leaders(self) -> list[Leader]:
+    def _find_leaders(self, *, shared: bool) -> list[Leader]:
         families: dict[str, list[PlannedTrial]] = defaultdict(list)
         for trial in self._trials:
-            families[trial.family_key if self._job.reuse else trial.trial_id].append(trial)
+            families[trial.family_key if shared else trial.trial_id].append(trial)
         leaders = []
         for trials in families.values():
             longest = max(trials, key=lambda trial: trial.config.epochs)
@@ -371,17 +376,15 @@ class Forecaster:
 
     def choose_devices(self, options: Sequence[Devices]) -> Devices:
         """Of several ways to share the devices out the one that is quickest, going by the costliest step."""
-        leaders = [leader for leader in self._leaders if leader.n_left > 0]
-        if len(options) == 1 or not leaders:
+        if len(options) == 1 or not self._sharing:
             return options[0]
-        heaviest = max(leaders, key=lambda leader: self._cut_of(leader.config).suffix_flops).config
+        heaviest = max(self._sharing, key=lambda leader: self._cut_of(leader.config).suffix_flops).config
 
         def seconds(share: Devices) -> float:
             step = self._measured_step(heaviest, share.cpus_per_trial).step_seconds
-            at_a_time = self._n_at_a_time(share)
+            at_a_time = max(1, min(share.max_concurrent, len(self._sharing)))
             load = self._probe.contention(n_threads=share.cpus_per_trial, n_concurrent=at_a_time)
-            rounds = self._rounds(leaders, at_a_time)
-            return step * load * rounds
+            return step * load * self._rounds(self._sharing, at_a_time)
 
         return min(options, key=seconds)
 

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from typing import Literal
 
@@ -47,30 +48,31 @@ def run_frozen(
     n_parts = int(places.max()) // PART_SIZE + 1
     occupants = torch.zeros(n_parts * PART_SIZE, dtype=torch.int64)  # what stays empty repeats an image
     occupants[places] = torch.arange(len(batch))
-    parts = (_take(batch, picked) for picked in occupants.split(PART_SIZE))
+    parts = (_take(batch, picked) for picked in torch.split(occupants, PART_SIZE))
     n_threads = torch.get_num_threads()
     if n_threads == 1 or n_parts == 1:
-        outputs = list(_run_alone(network, parts, precision))
+        with threads(1):
+            outputs = [_run(network, part, precision) for part in parts]
     else:
         outputs = list(_pool(n_threads).map(lambda part: _run(network, part, precision), parts))
     return _take(torch.cat([_laid_out(output) for output in outputs]), places)
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Within it, operations that this thread starts take so many cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _run(network: nn.Module, batch: Tensor, precision: Precision) -> Tensor:
     with torch.no_grad(), torch.autocast(batch.device.type, torch.bfloat16, enabled=precision == "bf16"):
         output: Tensor = network(batch)
     return output.to(STORED_TYPE[precision][1])
-
-
-def _run_alone(network: nn.Module, parts: Iterator[Tensor], precision: Precision) -> Iterator[Tensor]:
-    """The outputs of all parts, by this thread, with one core for each operation."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for part in parts:
-            yield _run(network, part, precision)
-    finally:
-        torch.set_num_threads(before)
 
 
 @cache

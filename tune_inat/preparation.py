@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from tune_inat.config import TrialConfig
-from tune_inat.devices import Asked, Cluster, Devices, device_options
+from tune_inat.devices import Asked, Cluster, Devices, device_options, share_devices
 from tune_inat.forecast import Forecast, Forecaster
 from tune_inat.frozen import Precision
 from tune_inat.inputs import Inputs
@@ -80,6 +80,8 @@ class Preparation:
         trials: those of the plan that are left; of a search whose trials are not known, none.
         n_left: how many trials are left.
         n_finished: how many are done.
+        cpus_so_far: the cores that each trial of this search got until now: it goes on with them, since
+            numbers depend on them.
     """
 
     def __init__(
@@ -90,8 +92,10 @@ class Preparation:
         *,
         n_left: int,
         n_finished: int,
+        cpus_so_far: int | None,
     ) -> None:
         self._inputs = inputs
+        self._cpus_so_far = cpus_so_far
         self._bench = bench
         self._is_representative = n_left > 0 and not trials
         if self._is_representative:
@@ -112,6 +116,9 @@ class Preparation:
         settings = self._inputs.settings
         gpus = None if settings.gpus_per_trial == "auto" else settings.gpus_per_trial
         asked = Asked(settings.cpus_per_trial, gpus, settings.max_concurrent)
+        if asked.cpus_per_trial is None and self._cpus_so_far is not None and not asked.takes_gpu(cluster):
+            most = max(node.n_cpus for node in cluster.machines)
+            asked = replace(asked, cpus_per_trial=min(self._cpus_so_far, most))
         forecaster = Forecaster(
             self._bench,
             self._trials,
@@ -119,8 +126,11 @@ class Preparation:
             files=self._inputs.files,
             probes=Store(default_root()),
         )
-        n_at_once = forecaster.n_training or len(self._trials)
-        devices = forecaster.choose_devices(device_options(cluster, asked, n_trials=n_at_once))
+        options = device_options(cluster, asked, n_trials=forecaster.n_at_once)
+        devices = forecaster.choose_devices(options)
+        if not settings.reuse:  # as many cores a trial as with reuse, but more trials to run at a time
+            asked = replace(asked, cpus_per_trial=devices.cpus_per_trial)
+            devices = share_devices(cluster, asked, n_trials=forecaster.n_training)
         forecast = forecaster.forecast(
             devices,
             n_finished=self._n_finished,

@@ -6,8 +6,7 @@ import platform
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tune_inat.config import TrialConfig
-from tune_inat.frozen import PART_SIZE, STORED_TYPE, run_frozen
+from tune_inat.frozen import PART_SIZE, STORED_TYPE, run_frozen, threads
 from tune_inat.graph import INPUT
 from tune_inat.recipe import Optimizer, training_loss
 from tune_inat.store import Store, hash_of
@@ -116,7 +115,7 @@ class Probe:
             with torch.no_grad(), self._bench.autocast():
                 network.suffix(images)
 
-        with _threads(n_threads):
+        with threads(n_threads):
             network.suffix.train()
             saved = _SavedBytes()
             with torch.autograd.graph.saved_tensors_hooks(saved.note, lambda tensor: tensor):
@@ -139,7 +138,7 @@ class Probe:
             run_frozen(prefix, images, self._bench.job.precision)
 
         flops = network.traced.at(network.cut, size).flops
-        with _threads(n_threads):
+        with threads(n_threads):
             self._timed(run)
             return n_images * flops / self._seconds(run)
 
@@ -199,19 +198,9 @@ def _processor() -> str:
     return platform.processor()
 
 
-@contextmanager
-def _threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _contention(n_threads: int, n_concurrent: int) -> float:
     """The same convolutions alone, and in as many Python threads as there will be trials."""
-    with _threads(n_threads):
+    with threads(n_threads):
         alone = _convolutions(LOAD_SECONDS)
         is_over = threading.Event()
         others = [

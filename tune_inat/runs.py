@@ -13,6 +13,7 @@ from tune_inat.errors import ResourceError, UserError
 from tune_inat.store import write_atomically
 
 IDENTITY_FILE = "search.json"
+CPUS_KEY = "cpus_per_trial"  # in that file, beside the identity
 LOCK_FILE = ".lock"
 STUDY_FILE = "optuna.db"
 MAX_SHORT_NAME = 40  # characters of a part of a folder's name
@@ -93,22 +94,44 @@ def held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def keep_identity(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Write down whose folder it is from now on; weights files that an earlier space named count on."""
-    known = (_read_identity(folder) or {}).get("weights", {})
-    kept = {**identity, "weights": {**known, **identity["weights"]}} if "weights" in identity else identity
+def keep_identity(folder: Path, identity: Mapping[str, Any], *, cpus_per_trial: int | None = None) -> None:
+    """Write down whose folder it is from now on; weights files that an earlier space named count on.
+
+    Args:
+        cpus_per_trial: see `kept_cpus`; `None` leaves it as it was.
+    """
+    kept = dict(identity)
+    if "weights" in identity:
+        known = (_read_identity(folder) or {}).get("weights", {})
+        kept["weights"] = {**known, **identity["weights"]}
+    cpus = cpus_per_trial or kept_cpus(folder)
+    if cpus is not None:
+        kept[CPUS_KEY] = cpus
     write_atomically(folder / IDENTITY_FILE, (json.dumps(kept, indent=2) + "\n").encode())
+
+
+def kept_cpus(folder: Path) -> int | None:
+    """The cores that each trial of a search got so far, `None` if that is not known.
+
+    The order of a sum depends on them, so a search that goes on should not change them.
+    """
+    cpus = _read_file(folder).get(CPUS_KEY)
+    return cpus if isinstance(cpus, int) and cpus > 0 else None
 
 
 def _read_identity(folder: Path) -> dict[str, Any] | None:
     """What a folder's search is; `None` where the folder is free, an empty mapping where it says nothing."""
     if not folder.exists() or _is_free(folder):
         return None
+    return {key: value for key, value in _read_file(folder).items() if key != CPUS_KEY}
+
+
+def _read_file(folder: Path) -> dict[str, Any]:
     try:
-        identity = json.loads((folder / IDENTITY_FILE).read_bytes())
+        content = json.loads((folder / IDENTITY_FILE).read_bytes())
     except (OSError, ValueError):
         return {}
-    return identity if isinstance(identity, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _is_free(folder: Path) -> bool:

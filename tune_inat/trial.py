@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tune_inat.config import TrialConfig
 from tune_inat.freeze import load_trainable_state, trainable_state
+from tune_inat.frozen import threads
 from tune_inat.metrics import evaluate
 from tune_inat.recipe import (
     Optimizer,
@@ -109,9 +110,10 @@ def weights_after(bench: Workbench, config: TrialConfig, epoch: int) -> Network:
         network = bench.network(config)
         load_trainable_state(network.backbone, weights)
         return network
-    trainer = Trainer(bench, config)
-    for number in range(1, epoch + 1):
-        trainer.train_epoch(number, lambda: False)
+    with threads(bench.job.n_threads):  # as the trial had them: numbers depend on it
+        trainer = Trainer(bench, config)
+        for number in range(1, epoch + 1):
+            trainer.train_epoch(number, lambda: False)
     return trainer.network
 
 
@@ -162,6 +164,7 @@ class Trainer:
             "cut": self.network.cut,
             "precision": self._job.precision,
             "device": self._device.type,
+            "threads": torch.get_num_threads(),
         }
 
     def resume(self, states: FamilyStates, *, up_to: int) -> int:
