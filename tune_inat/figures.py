@@ -9,11 +9,10 @@ import numpy as np
 from tune_inat.config import TrialConfig
 from tune_inat.cuts import Point
 from tune_inat.graph import INPUT
-from tune_inat.probe import StepTimes
+from tune_inat.probe import SLOW_SECONDS, StepTimes
 from tune_inat.workbench import Network
 
-SLOW_SECONDS = 0.3  # of a step that takes arithmetic only, not Python
-MAX_PROBED_CUTS = 6  # of a model; times at the others lie between
+MAX_PROBED_CUTS = 6  # of a model with quick steps; times at the others lie between
 
 
 @dataclass(frozen=True)
@@ -80,11 +79,11 @@ class StepModel:
             key = self._model_key(config)
             by_model[key].setdefault(cut_of(config).suffix_flops, config)
             batch_sizes[key].add(config.batch_size)
-        self._probed: dict[str, list[tuple[int, TrialConfig]]] = {
-            key: _spread(sorted(cuts.items(), key=lambda item: item[0]), MAX_PROBED_CUTS)
-            for key, cuts in by_model.items()
-        }
         self._batch_sizes = {key: sorted({min(sizes), max(sizes)}) for key, sizes in batch_sizes.items()}
+        self._probed = {
+            key: self._worth_probing(sorted(by_model[key].items(), key=lambda item: item[0]))
+            for key in sorted(by_model)  # each model loaded once
+        }
         for config in sorted(configs, key=lambda config: config.model):  # each model loaded once
             self.times(config)
 
@@ -106,6 +105,17 @@ class StepModel:
             return float(np.interp(config.batch_size, list(by_size), values))
 
         return StepTimes(between("step_seconds"), between("image_seconds"), int(between("saved_bytes")))
+
+    def _worth_probing(self, cuts: Sequence[tuple[int, TrialConfig]]) -> list[tuple[int, TrialConfig]]:
+        """The cuts whose steps are measured: both ends, and where a step is quick some between them.
+
+        What a slow step takes goes by its operations.
+        """
+        ends = _spread(cuts, 2)
+        smallest = self._batch_sizes[self._model_key(ends[0][1])][0]
+        times = [self._measured(config, smallest, config.optimizer) for _, config in ends]
+        is_quick = any(each.step_seconds < SLOW_SECONDS for each in times)
+        return _spread(cuts, MAX_PROBED_CUTS) if is_quick else ends
 
     def _at_size(self, config: TrialConfig, batch_size: int, optimizer: str) -> StepTimes:
         """What steps of this size take; where small ones are slow, large ones are so many times slower."""

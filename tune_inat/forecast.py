@@ -28,8 +28,10 @@ from tune_inat.workbench import Workbench
 
 # Measured on 2 cores (Ray 2.60, torch 2.14, 2026-11).
 PROCESS_BYTES = 800 * 10**6  # of a process with torch, timm and Ray in it
-STATE_RATE = 6e8  # bytes of weights and optimizer that are written and synced in a second
+STATE_RATE = 6e8  # bytes of weights and optimizer that are written in a second, while the next epoch trains
+COPY_RATE = 4e9  # bytes of them that are set aside for it in a second
 TRIAL_SECONDS = 0.15  # of a trial's start, replay, end and W&B run
+ABOUT_AS_QUICK = 1.1
 RESERVED_SHARE = 0.1  # of the free disk that activations leave alone
 DECODED_IMAGES = 16  # to find out how long it takes
 
@@ -333,14 +335,15 @@ class Forecaster:
         training = -(-n_train // config.batch_size) * times.step_seconds
         evaluating = n_val * times.image_seconds
         frozen = self._lead_seconds(config, n_train, n_val, share)
-        saving = 3 * cut.trainable_bytes / STATE_RATE
-        return leader.n_left * ((training + evaluating + frozen) * load + saving)
+        n_bytes = 3 * cut.trainable_bytes
+        epoch = (training + evaluating + frozen) * load + n_bytes / COPY_RATE
+        writing = n_bytes / STATE_RATE
+        return leader.n_left * max(epoch, writing) + writing
 
     def _lead_seconds(self, config: TrialConfig, n_train: int, n_val: int, share: Devices) -> float:
         """What an epoch spends on frozen layers behind what is kept, and on decoding where nothing is."""
         cut = self._cut_of(config)
         is_plain, is_fresh = config.augment == "none", config.augment != "none" and config.views == "fresh"
-        rate = self._frozen_rate(config, share.cpus_per_trial)
         base = {views: self._base(config, of_views=views) for views in (False, True)}
         flops = n_val * cut.flops_from(base[False])
         flops += n_train * cut.flops_from(INPUT if is_fresh else base[not is_plain])
@@ -348,7 +351,9 @@ class Forecaster:
         if is_fresh:
             n_cores = len(os.sched_getaffinity(0))
             decoding = n_train * self._image_seconds(config.image_size) * n_cores / share.cpus_per_trial
-        return flops / rate + decoding
+        if flops == 0:
+            return decoding
+        return flops / self._frozen_rate(config, share.cpus_per_trial) + decoding
 
     def _base(self, config: TrialConfig, *, of_views: bool) -> str:
         kept = self.choice.kept.get(self._job.images_key(config, of_views=of_views), frozenset())
@@ -375,7 +380,11 @@ class Forecaster:
             return StepTimes(0.0, 0.0, 0)
 
     def choose_devices(self, options: Sequence[Devices]) -> Devices:
-        """Of several ways to share the devices out the one that is quickest, going by the costliest step."""
+        """Of several ways to share the devices out the one that is quickest, going by the costliest step.
+
+        Of those that are about as quick it takes the one with the fewest threads, which leaves the least idle
+        between steps and between trials.
+        """
         if len(options) == 1 or not self._sharing:
             return options[0]
         heaviest = max(self._sharing, key=lambda leader: self._cut_of(leader.config).suffix_flops).config
@@ -386,7 +395,11 @@ class Forecaster:
             load = self._probe.contention(n_threads=share.cpus_per_trial, n_concurrent=at_a_time)
             return step * load * self._rounds(self._sharing, at_a_time)
 
-        return min(options, key=seconds)
+        took = [seconds(share) for share in options]
+        quick = [
+            share for share, each in zip(options, took, strict=True) if each < ABOUT_AS_QUICK * min(took)
+        ]
+        return min(quick, key=lambda share: share.cpus_per_trial)
 
     def _rounds(self, leaders: Sequence[Leader], n_at_a_time: int) -> float:
         """How much work the busiest of so many slots gets, in the order of the plan."""

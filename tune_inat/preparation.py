@@ -46,15 +46,11 @@ def open_bench(inputs: Inputs, meter: Meter, *, gpus_per_trial: float) -> Workbe
     )
     bench = open_driver_bench(job, meter)
 
-    def step_seconds(precision: Precision) -> float:
+    def seconds(precision: Precision) -> float:
         bench.job = replace(job, precision=precision)
-        return (
-            Probe(bench, Store(default_root()))
-            .step_times(_typical(first_config(inputs)), n_threads=1)
-            .step_seconds
-        )
+        return Probe(bench, Store(default_root())).pass_seconds(_typical(first_config(inputs)))
 
-    precision = choose_precision(settings.precision, bench.device, step_seconds)
+    precision = choose_precision(settings.precision, bench.device, seconds)
     bench.job = replace(job, precision=precision)
     return bench
 

@@ -23,9 +23,11 @@ from tune_inat.workbench import Network, Workbench
 
 PROBES_KIND = "probes"
 TIMED_RUNS = 3
-ENOUGH_SECONDS = 0.5  # after which no more is timed, however few runs that were
-EVALUATED_IMAGES = 32
-LOAD_SECONDS = 0.3
+ENOUGH_SECONDS = 0.3  # after which no more is timed, however few runs that were
+SLOW_SECONDS = 0.1  # of a step that takes arithmetic only, not Python
+MIN_HALVED = 16  # images of a batch
+EVALUATED_IMAGES = 16
+LOAD_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,13 @@ class Probe:
         times = self._kept(key, lambda: asdict(self._time_step(config, network, n_threads)))
         return StepTimes(**times)
 
+    def pass_seconds(self, config: TrialConfig) -> float:
+        """What a few images take forward and backward through what trains, on one core of a CPU."""
+        network = self._bench.network(config)
+        key = ["pass", *self._of_model(config), network.cut, sorted(network.trainable)]
+        measured = self._kept(key, lambda: {"seconds": self._time_pass(config, network)})
+        return float(measured["seconds"])
+
     def frozen_rate(self, config: TrialConfig, *, n_threads: int) -> float:
         """Operations that frozen layers do in a second; infinite where there are none to be done."""
         network = self._bench.network(config)
@@ -104,10 +113,10 @@ class Probe:
         labels = torch.zeros(config.batch_size, dtype=torch.int64, device=self._bench.device)
         numbers = iter(range(10**6))
 
-        def step() -> None:
+        def step(n: int = config.batch_size) -> None:
             with self._bench.autocast():
-                logits = network.suffix(features)
-            loss = training_loss(logits, labels, config, None)
+                logits = network.suffix(features[:n])
+            loss = training_loss(logits, labels[:n], config, None)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step(next(numbers), 10**6)
 
@@ -118,13 +127,31 @@ class Probe:
         with threads(n_threads):
             network.suffix.train()
             saved = _SavedBytes()
+            n_tried = config.batch_size if config.batch_size < MIN_HALVED else config.batch_size // 2
             with torch.autograd.graph.saved_tensors_hooks(saved.note, lambda tensor: tensor):
-                step()  # the first one also warms up
-            step_seconds = self._seconds(step)
+                tried = self._timed(lambda: step(n_tried))  # the first one also warms up
+            if tried > SLOW_SECONDS:  # its time goes by the images: half a batch tells as much
+                step_seconds = self._seconds(lambda: step(n_tried)) * config.batch_size / n_tried
+            else:
+                step_seconds = self._seconds(step)
             images = self._features(network, config, EVALUATED_IMAGES)
             network.suffix.eval()
             self._timed(evaluate)
-            return StepTimes(step_seconds, self._seconds(evaluate) / EVALUATED_IMAGES, saved.n_bytes)
+            n_bytes = saved.n_bytes * config.batch_size // n_tried
+            return StepTimes(step_seconds, self._seconds(evaluate) / EVALUATED_IMAGES, n_bytes)
+
+    def _time_pass(self, config: TrialConfig, network: Network) -> float:
+        features = self._features(network, config, PART_SIZE)
+
+        def run() -> None:
+            with self._bench.autocast():
+                logits = network.suffix(features)
+            logits.float().sum().backward()
+
+        with threads(1):
+            network.suffix.train()
+            self._timed(run)
+            return self._seconds(run)
 
     def _time_frozen(self, config: TrialConfig, network: Network, n_threads: int) -> float:
         prefix = network.prefix

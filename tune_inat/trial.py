@@ -1,7 +1,9 @@
 """One trial: the freeze-and-fine-tune loop. It is a pure function of its configuration and its inputs."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,9 +100,11 @@ def run_trial(
         if len(replayed) == config.epochs:
             return
         wanted = sorted({*horizons, config.epochs})
-        for epoch_report in _train_onwards(bench, config, states, config.epochs, wanted, is_interrupted):
-            if epoch_report.row["epoch"] > len(replayed):
-                report(epoch_report)
+        trained = _train_onwards(bench, config, states, config.epochs, wanted, is_interrupted)
+        with closing(trained):  # all is written before the family is let go, also if `report` raises
+            for epoch_report in trained:
+                if epoch_report.row["epoch"] > len(replayed):
+                    report(epoch_report)
 
 
 def weights_after(bench: Workbench, config: TrialConfig, epoch: int) -> Network:
@@ -124,18 +128,32 @@ def _train_onwards(
     last: int,
     horizons: Sequence[int],
     is_interrupted: Callable[[], bool],
-) -> Iterator[EpochReport]:
-    """Train on from the last epoch whose state is kept; keep what each epoch leaves before it is reported."""
+) -> Generator[EpochReport]:
+    """Train on from the last epoch whose state is kept. What an epoch leaves is written during the next one.
+
+    A kill costs the epoch in progress, and at most the one before it, which then comes to the same again.
+    """
     trainer = Trainer(bench, config)
     first = trainer.resume(states, up_to=len(states.record().rows))
-    for epoch in range(first + 1, last + 1):
-        row = trainer.train_epoch(epoch, is_interrupted)
-        states.save(epoch, trainer.weights(), trainer.optimizer_state())
+    goal, metric = bench.job.goal, bench.job.metric
+
+    def keep(row: Row, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
+        epoch = int(row["epoch"])
+        states.save(epoch, weights, optimizer)
         rows = states.append(row, trainer.did)[:epoch]
-        goal, metric = bench.job.goal, bench.job.metric
         best = {int(best_row(rows[:horizon], metric, goal)["epoch"]) for horizon in horizons}
         states.prune(resume_epochs={epoch}, weight_epochs=best)
-        yield EpochReport(row, trained=True, did=trainer.did)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="keep") as writer:  # all is written when it is left
+        written: Future[None] | None = None
+        for epoch in range(first + 1, last + 1):
+            row = trainer.train_epoch(epoch, is_interrupted)
+            if written is not None:
+                written.result()
+            written = writer.submit(keep, row, trainer.weights(), trainer.optimizer_state())
+            if epoch == last:
+                written.result()
+            yield EpochReport(row, trained=True, did=trainer.did)
 
 
 class Trainer:
