@@ -20,11 +20,13 @@ from tune_inat.config import TrialConfig
 from tune_inat.features import BATCH_SIZE, Rows, as_stored
 from tune_inat.frozen import Precision, run_frozen
 from tune_inat.inputs import read_inputs
+from tune_inat.job import Job
 from tune_inat.meter import SilentMeter
+from tune_inat.network import Network
 from tune_inat.recipe import Optimizer, batches, draw_epoch, training_loss
 from tune_inat.store import Store
 from tune_inat.trial import EVALUATION_BATCH_SIZE
-from tune_inat.workbench import Job, Network, Workbench
+from tune_inat.workbench import Workbench
 
 CPU = torch.device("cpu")
 

@@ -11,10 +11,11 @@ from tune_inat.config import TrialConfig
 from tune_inat.data import find_images, split_images
 from tune_inat.frozen import Precision
 from tune_inat.images import load_pixels
+from tune_inat.job import Job
 from tune_inat.meter import SilentMeter
 from tune_inat.store import Store
 from tune_inat.trial import EpochReport, run_trial
-from tune_inat.workbench import Job, Workbench
+from tune_inat.workbench import Workbench
 
 IMAGE_SIZE = 32
 COLOURS = {"blue": (30, 40, 200), "green": (30, 200, 40), "red": (200, 40, 30)}

@@ -19,16 +19,16 @@ remote contents audit devices cuts origins standings tables progress
 images data
 recipe weights architectures backbone freeze graph convolutions tracing
 states wandb_files wandb_writer tracking
-frozen features sources results export predict
-plan workbench probe figures forecast trial precision inputs outcome
+frozen features sources leaderboard export predict
+job network plan workbench probe figures workload forecast trial precision inputs summary outcome
 cluster searchers tuning preparation
-conduct search
+comparison results conduct search
 """
 ORDER = FLOORS.split()
 ROOMS = {
     "ray": {"cluster", "searchers", "tuning", "tracking"},
     "wandb": {"tracking", "wandb_writer", "wandb_files"},
-    "rich": {"progress", "tables", "sweep_report", "space", "audit"},
+    "rich": {"progress", "tables", "sweep_report", "space", "audit", "results"},
     "optuna": {"searchers"},
 }
 

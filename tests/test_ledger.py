@@ -29,6 +29,18 @@ def test_finished_trial_comes_back_whole(hostile_path: Path) -> None:
     assert record.epochs_trained == 2
 
 
+def test_trial_keeps_when_and_where_it_ran_and_what_it_got_right(hostile_path: Path) -> None:
+    ledger = Ledger(hostile_path)
+    ledger.start("a", CONFIG)
+    ledger.epoch("a", row(1), trained=True, did={}, correct="gA==", worker="box 12")
+    ledger.end("a", "TERMINATED", seconds=0.0)
+    record = Ledger(hostile_path).records()["a"]
+    assert (record.correct, record.worker) == (["gA=="], "box 12")
+    assert record.started is not None
+    assert record.ended is not None
+    assert record.started <= record.ended
+
+
 def test_trial_that_was_cut_off_or_failed_is_not_finished(hostile_path: Path) -> None:
     ledger = Ledger(hostile_path)
     run_trial(ledger, "cut off", 1)

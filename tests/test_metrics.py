@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
 
-from tune_inat.metrics import evaluate, expected_calibration_error, is_better, log_softmax, wilson_interval
+from tune_inat.metrics import (
+    evaluate,
+    expected_calibration_error,
+    is_better,
+    log_softmax,
+    pack_correct,
+    unpack_correct,
+    wilson_interval,
+)
 
 
 def test_evaluation_agrees_with_scikit_learn() -> None:
@@ -57,3 +65,11 @@ def test_better_follows_the_goal() -> None:
     assert is_better(0.9, 0.8, "maximize")
     assert not is_better(0.9, 0.8, "minimize")
     assert not is_better(0.8, 0.8, "maximize")
+
+
+@pytest.mark.parametrize("n", [1, 8, 13])
+def test_which_images_were_right_comes_back_from_its_text(n: int) -> None:
+    correct = np.random.default_rng(0).random(n) < 0.5
+    assert unpack_correct(pack_correct(correct), n).tolist() == correct.tolist()
+    with pytest.raises(ValueError, match="cannot say which of"):
+        unpack_correct(pack_correct(correct), n + 8)

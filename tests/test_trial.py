@@ -9,6 +9,7 @@ import torch
 from tests.benches import IMAGE_SIZE, config_of, make_bench, numbers_of, reports_of
 from tune_inat.cuts import KeptCuts
 from tune_inat.freeze import trainable_state
+from tune_inat.metrics import unpack_correct
 from tune_inat.store import Store
 from tune_inat.trial import EpochReport, NonFiniteLossError, Trainer, run_trial, weights_after
 
@@ -63,6 +64,14 @@ def test_follower_takes_its_leaders_epochs_and_trains_none(images: Path, store: 
     assert [report.trained for report in follower] == [False] * 2
     assert [report.row for report in follower] == [report.row for report in leader[:2]]
     assert follower[0].did == leader[0].did
+    assert [report.correct for report in follower] == [report.correct for report in leader[:2]]
+
+
+def test_an_epoch_says_which_validation_images_it_gets_right(images: Path, store: Store) -> None:
+    bench = make_bench(images, store)
+    (report,) = reports_of(bench, config_of(epochs=1))
+    correct = unpack_correct(report.correct, len(bench.job.data.val.labels))
+    assert correct.mean() == report.row["val_accuracy"]
 
 
 def test_schedule_that_knows_the_last_epoch_shares_none(images: Path, store: Store) -> None:

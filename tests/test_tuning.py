@@ -8,9 +8,9 @@ import pytest
 from ray import cloudpickle
 from ray.exceptions import RayActorError, RayTaskError
 
+from tune_inat.leaderboard import Effort
 from tune_inat.ledger import Ledger, TrialRecord
 from tune_inat.objective import Goal, Metric
-from tune_inat.results import Effort
 from tune_inat.sweep import EarlyStopping
 from tune_inat.trial import NonFiniteLossError
 from tune_inat.tuning import Ending, Watcher, make_scheduler, read_reason

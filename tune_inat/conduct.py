@@ -1,15 +1,11 @@
 """Conducts a search from its settings to its folder of results."""
 
 import json
-import platform
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -17,12 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tune_inat.config import TrialConfig
 from tune_inat.disk import size_of
 from tune_inat.inputs import Inputs, open_store, read_inputs
-from tune_inat.ledger import Ledger, TrialRecord
-from tune_inat.objective import Metric
-from tune_inat.plan import TrialNamer, complete_config, is_of_space, longest_trial
-from tune_inat.progress import Terminal
-from tune_inat.remote import hide_secrets
-from tune_inat.results import (
+from tune_inat.leaderboard import (
     BEST_MODEL_FOLDER,
     LEADERBOARD_FILE,
     SUMMARY_FILE,
@@ -30,7 +21,6 @@ from tune_inat.results import (
     TestResult,
     TrialResult,
     best_of,
-    best_to_json,
     exported_trial,
     leaderboard,
     read_summary,
@@ -40,6 +30,10 @@ from tune_inat.results import (
     write_leaderboard,
     write_summary,
 )
+from tune_inat.ledger import Ledger, TrialRecord
+from tune_inat.objective import Metric
+from tune_inat.plan import TrialNamer, complete_config, is_of_space, longest_trial
+from tune_inat.progress import Terminal
 from tune_inat.runs import (
     STUDY_FILE,
     find_run_folder,
@@ -51,7 +45,7 @@ from tune_inat.runs import (
 )
 from tune_inat.settings import SearchSettings
 from tune_inat.store import Store, default_root, hash_of
-from tune_inat.wandb_files import sync_line
+from tune_inat.summary import compose_summary
 
 if TYPE_CHECKING:
     from tune_inat.forecast import Forecast
@@ -61,7 +55,6 @@ if TYPE_CHECKING:
     from tune_inat.tuning import Ending
     from tune_inat.workbench import Workbench
 
-VERSIONED = ("tune_inat", "torch", "torchvision", "timm", "ray", "optuna", "wandb", "numpy", "pillow")
 DEFAULT_PROJECT = "tune_inat"
 
 
@@ -389,45 +382,20 @@ class _Conductor:
         self, ranked: Sequence[TrialResult], best: TrialResult | None, test: TestResult | None
     ) -> dict[str, Any]:
         """The content of `summary.json`."""
-        inputs, effort = self._inputs, self._effort
-        failed = [result.trial_id for result in ranked if result.status == "ERROR"]
+        n_failed = sum(result.status == "ERROR" for result in ranked)
         wall_seconds = time.monotonic() - self._started
-        n_left = max(0, self._n_left() - len(failed))
-        is_out_of_time = self._settings.max_hours is not None and n_left > 0 and not effort.is_interrupted
-        return {
-            "status": "INTERRUPTED" if effort.is_interrupted else "FAILURES" if failed else "DONE",
-            "name": self._folder.name,
-            "space": inputs.space.source,
-            "method": inputs.space.method,
-            "metric": {"name": self._metric.name, "goal": self._metric.goal},
-            "data": {
-                "name": inputs.data.name,
-                "classes": len(inputs.data.classes),
-                "train": len(inputs.data.train.labels),
-                "val": len(inputs.data.val.labels),
-                "test": 0 if inputs.data.test is None else len(inputs.data.test.labels),
-                "skipped": len(inputs.data.skipped),
-                "fingerprint": inputs.data.fingerprint,
-            },
-            "trials": [result.to_json() for result in ranked],
-            "best": None if best is None else best_to_json(best, test),
-            "failed": failed,
-            "trials_left": n_left,
-            "is_out_of_time": is_out_of_time,
-            "reuse": {
-                "epochs_asked": sum(int(result.config["epochs"]) for result in ranked),
-                "epochs_trained": effort.epochs_trained,
-                "prefix_images": effort.prefix_images,
-                "pixels_decoded": effort.pixels_decoded,
-            },
-            "planned": self._planned(),
-            "measured": {
+        return compose_summary(
+            self._inputs,
+            ranked,
+            best,
+            test,
+            folder=self._folder,
+            effort=self._effort,
+            n_left=max(0, self._n_left() - n_failed),
+            planned=self._planned(),
+            measured={
                 "seconds": round(wall_seconds, 3),
-                "epochs": effort.epochs_trained,
-                "bytes": max(0, size_of(inputs.store.root) - self._bytes_before),
+                "epochs": self._effort.epochs_trained,
+                "bytes": max(0, size_of(self._inputs.store.root) - self._bytes_before),
             },
-            "wall_seconds": round(wall_seconds, 3),
-            "wandb_sync": sync_line(self._folder),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
-            "command": shlex.join(["python", "-m", "tune_inat.search", *map(hide_secrets, sys.argv[1:])]),
-        }
+        )

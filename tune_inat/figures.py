@@ -9,8 +9,8 @@ import numpy as np
 from tune_inat.config import TrialConfig
 from tune_inat.cuts import Point
 from tune_inat.graph import INPUT
+from tune_inat.network import Network
 from tune_inat.probe import SLOW_SECONDS, StepTimes
-from tune_inat.workbench import Network
 
 MAX_PROBED_CUTS = 6  # of a model with quick steps; times at the others lie between
 

@@ -1,6 +1,7 @@
 """The journal of a search: each trial's start, epochs and end, so that a search can be taken up again."""
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,11 @@ class TrialRecord:
     """One trial as its search saw it.
 
     `epochs_trained` counts those that this search trained itself; the other rows came from the store.
+
+    Attributes:
+        correct: for each row which validation images were right, see `metrics.pack_correct`.
+        started: when, in seconds since 1970; so is `ended`.
+        worker: the machine and process that it ran in.
     """
 
     trial_id: str
@@ -28,6 +34,10 @@ class TrialRecord:
     status: Status | None = None  # `None` while it runs, or was cut off
     seconds: float = 0.0
     error: str | None = None
+    correct: list[str] = field(default_factory=list)
+    started: float | None = None
+    ended: float | None = None
+    worker: str | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -52,18 +62,27 @@ class Ledger:
 
     def start(self, trial_id: str, config: Mapping[str, Any]) -> None:
         """A trial starts, perhaps again: what it reported before is replayed, so does not count."""
-        self._write({"event": "start", "trial_id": trial_id, "config": dict(config)})
+        event = {"event": "start", "trial_id": trial_id, "config": dict(config)}
+        self._write({**event, "at": round(time.time(), 3)})
 
-    def epoch(self, trial_id: str, row: Row, *, trained: bool, did: Mapping[str, Any]) -> None:
+    def epoch(
+        self,
+        trial_id: str,
+        row: Row,
+        *,
+        trained: bool,
+        did: Mapping[str, Any],
+        correct: str = "",
+        worker: str | None = None,
+    ) -> None:
         """A trial reported an epoch, trained now or taken from the store."""
-        self._write(
-            {"event": "epoch", "trial_id": trial_id, "row": row, "trained": trained, "did": dict(did)}
-        )
+        event = {"event": "epoch", "trial_id": trial_id, "row": row, "trained": trained, "did": dict(did)}
+        self._write({**event, "correct": correct, "worker": worker})
 
     def end(self, trial_id: str, status: Status, *, seconds: float, error: str | None = None) -> None:
         """A trial ended."""
         event = {"event": "end", "trial_id": trial_id, "status": status, "seconds": seconds}
-        self._write({**event, "error": error})
+        self._write({**event, "error": error, "at": round(time.time(), 3)})
 
     def forget(self) -> None:
         """Begin anew, for a search that must not use what an earlier one left."""
@@ -97,13 +116,18 @@ class Ledger:
         match event["event"]:
             case "start":
                 trained = self._records[trial_id].epochs_trained if trial_id in self._records else 0
-                self._records[trial_id] = TrialRecord(trial_id, event["config"], epochs_trained=trained)
+                self._records[trial_id] = TrialRecord(
+                    trial_id, event["config"], epochs_trained=trained, started=event.get("at")
+                )
             case "epoch":
                 record = self._records[trial_id]
                 record.rows.append(event["row"])
                 record.epochs_trained += int(event["trained"])
                 record.did = event["did"]
+                record.correct.append(event.get("correct", ""))
+                record.worker = event.get("worker")
             case "end":
                 record = self._records[trial_id]
                 record.status, record.seconds = event["status"], event["seconds"]
                 record.error = event["error"]
+                record.ended = event.get("at")

@@ -1,5 +1,6 @@
 """What is said of a classifier: metrics of logits against labels, and the interval of an accuracy."""
 
+import base64
 import math
 from dataclasses import asdict, dataclass
 
@@ -69,6 +70,23 @@ def expected_calibration_error(
     bins = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
     gaps = np.bincount(bins, weights=correct - confidence, minlength=ECE_BINS)
     return float(np.abs(gaps).sum() / len(labels))
+
+
+def pack_correct(correct: npt.NDArray[np.bool_]) -> str:
+    """Which of N images were right (N,) as text, a bit an image: base64 of the packed bits."""
+    return base64.b64encode(np.packbits(correct).tobytes()).decode("ascii")
+
+
+def unpack_correct(text: str, n: int) -> npt.NDArray[np.bool_]:
+    """The inverse of `pack_correct` for `n` images.
+
+    Raises:
+        ValueError: the text is of another number of images.
+    """
+    packed = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+    if len(packed) != -(-n // 8):
+        raise ValueError(f"{len(packed)} bytes cannot say which of {n} images were right")
+    return np.unpackbits(packed, count=n).astype(np.bool_)
 
 
 def wilson_interval(n_correct: int, n: int) -> tuple[float, float]:

@@ -6,10 +6,11 @@ from typing import Any
 
 from tune_inat.config import TrialConfig
 from tune_inat.export import ModelConfig, save_classifier
+from tune_inat.leaderboard import BEST_MODEL_FOLDER, LEADERBOARD_METRICS, TestResult, TrialResult
 from tune_inat.metrics import evaluate, wilson_interval
-from tune_inat.results import BEST_MODEL_FOLDER, LEADERBOARD_METRICS, TestResult, TrialResult
+from tune_inat.network import Network
 from tune_inat.trial import predict, weights_after
-from tune_inat.workbench import Network, Workbench
+from tune_inat.workbench import Workbench
 
 
 def export_best(folder: Path, bench: Workbench, best: TrialResult, *, data_name: str) -> TestResult | None:

@@ -17,8 +17,8 @@ import typer
 from tune_inat.errors import EXIT_FAILED, UserError, printable, run_command
 from tune_inat.folders import is_image_name
 from tune_inat.images import decode
+from tune_inat.leaderboard import BEST_MODEL_FOLDER
 from tune_inat.pictures import UnreadableImage, strict_pillow
-from tune_inat.results import BEST_MODEL_FOLDER
 
 if TYPE_CHECKING:
     from tune_inat.export import Classifier

@@ -11,12 +11,13 @@ from tune_inat.devices import Asked, Cluster, Devices, device_options, share_dev
 from tune_inat.forecast import Forecast, Forecaster
 from tune_inat.frozen import Precision
 from tune_inat.inputs import Inputs
+from tune_inat.job import Job
 from tune_inat.meter import Meter
 from tune_inat.plan import PlannedTrial, representative_plan
 from tune_inat.precision import choose_precision
 from tune_inat.probe import Probe
 from tune_inat.store import Store, default_root
-from tune_inat.workbench import Job, Workbench, open_driver_bench
+from tune_inat.workbench import Workbench, open_driver_bench
 
 # What comes before training and after it on 2 cores, whatever the trials: Ray and its first workers, the test
 # of the best model, Ray's end (2026-11).

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from tune_inat.config import TrialConfig
 from tune_inat.frozen import PART_SIZE, STORED_TYPE, run_frozen, threads
 from tune_inat.graph import INPUT
+from tune_inat.network import Network
 from tune_inat.recipe import Optimizer, training_loss
 from tune_inat.store import Store, hash_of
-from tune_inat.workbench import Network, Workbench
+from tune_inat.workbench import Workbench
 
 PROBES_KIND = "probes"
 TIMED_RUNS = 3
@@ -72,7 +73,7 @@ class Probe:
         return StepTimes(**times)
 
     def pass_seconds(self, config: TrialConfig) -> float:
-        """What a few images take forward and backward through what trains, on one core of a CPU."""
+        """What a batch takes forward and backward through what trains, on one core of a CPU."""
         network = self._bench.network(config)
         key = ["pass", *self._of_model(config), network.cut, sorted(network.trainable)]
         measured = self._kept(key, lambda: {"seconds": self._time_pass(config, network)})
@@ -141,16 +142,21 @@ class Probe:
             return StepTimes(step_seconds, self._seconds(evaluate) / EVALUATED_IMAGES, n_bytes)
 
     def _time_pass(self, config: TrialConfig, network: Network) -> float:
-        features = self._features(network, config, PART_SIZE)
+        features = self._features(network, config, config.batch_size)
 
-        def run() -> None:
+        def run(n: int = config.batch_size) -> None:
             with self._bench.autocast():
-                logits = network.suffix(features)
+                logits = network.suffix(features[:n])
             logits.float().sum().backward()
 
         with threads(1):
             network.suffix.train()
-            self._timed(run)
+            n_few = min(PART_SIZE, config.batch_size)
+            run(n_few)  # warms up
+            few_seconds = self._timed(lambda: run(n_few))
+            if few_seconds > SLOW_SECONDS:  # as in steps: time goes by the images
+                return few_seconds * config.batch_size / n_few
+            run()
             return self._seconds(run)
 
     def _time_frozen(self, config: TrialConfig, network: Network, n_threads: int) -> float:

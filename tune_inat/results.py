@@ -1,205 +1,236 @@
-"""The results of a search: its leaderboard, its summary, and the files that hold them."""
+"""Compare searches: `python -m tune_inat.results runs/*` is a table of what each found and took."""
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from tune_inat.ledger import Status, TrialRecord
-from tune_inat.objective import Goal
-from tune_inat.rows import Row, best_row
-from tune_inat.store import write_atomically
+import typer
+from rich import box
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-SUMMARY_FILE = "summary.json"
-LEADERBOARD_FILE = "trials.csv"
-BEST_MODEL_FOLDER = "best_model"
+from tune_inat.comparison import SORT_KEYS, DataFacts, SearchFacts, compare_searches, to_csv
+from tune_inat.errors import UserError, printable, run_command
+from tune_inat.progress import LOG_WIDTH
+from tune_inat.tables import duration, number, short
 
-LEADERBOARD_METRICS = ("val_accuracy", "val_loss", "val_macro_f1", "val_balanced_accuracy", "val_ece")
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """A trial at the end of a search. Its metrics are those of `best_epoch`, `None` where no epoch ended."""
-
-    trial_id: str
-    config: Mapping[str, Any]
-    status: Status
-    epochs: int
-    epochs_trained: int
-    best: Row | None
-    seconds: float
-    did: Mapping[str, Any]
-    error: str | None
-
-    @property
-    def best_epoch(self) -> int | None:
-        """The epoch whose metrics and weights stand for the trial."""
-        return None if self.best is None else int(self.best["epoch"])
-
-    def metric(self, name: str) -> float | None:
-        """A metric at the best epoch."""
-        return None if self.best is None else self.best[name]
-
-    def to_json(self) -> dict[str, Any]:
-        """The trial as it stands in `summary.json`."""
-        metrics = {name: self.metric(name) for name in LEADERBOARD_METRICS}
-        return {
-            "trial_id": self.trial_id,
-            "config": dict(self.config),
-            "status": self.status,
-            "epochs": self.epochs,
-            "epochs_trained": self.epochs_trained,
-            **metrics,
-            "best_epoch": self.best_epoch,
-            "seconds": round(self.seconds, 3),
-            "did": dict(self.did),
-            **({"error": self.error} if self.error else {}),
-        }
-
-
-@dataclass
-class Effort:
-    """What a run of the command did itself; the rest was there already."""
-
-    epochs_trained: int = 0
-    prefix_images: int = 0
-    pixels_decoded: int = 0
-    is_interrupted: bool = False
+GAP = 2  # columns between two columns of a table
+MAX_NAME, MIN_NAME = 40, 12  # columns of a search's name; in a narrow terminal it has a third of the width
+MAX_MODEL, MIN_PARAMETERS = 28, 24  # columns
+PARAMETERS = "of the best trial"
+BY_IMPORTANCE = (  # what is in a table if all does not fit
+    *("search", "test acc", "val", "interval", "done", "failed", "stopped", "left", "epochs", "time"),
+    *("model", PARAMETERS, "method", "space", "written"),
+)
+LEFT_ALIGNED = ("search", "space", "method", "model", PARAMETERS)
+ONLY_WHERE_ANY = ("failed", "stopped", "left")
+STYLES = {"failed": "red", "stopped": "yellow", "left": "yellow"}
 
 
 @dataclass(frozen=True)
-class TestResult:
-    """How the best trial does on the test images. The interval is Wilson's, at 95 %."""
+class Comparison:
+    """The tables of a comparison, one for each group of searches on the same images.
 
-    test_accuracy: float
-    test_loss: float
-    test_interval: tuple[float, float]
-    n_test: int
+    Attributes:
+        searches: in groups; within one, in the order of its rows.
+    """
 
-    __test__ = False  # not a test, whatever pytest makes of the name
+    searches: Sequence[Sequence[SearchFacts]]
 
+    def print_to(self, console: Console) -> None:
+        """Print what fits into the console's width: the columns that matter most, none of them cut."""
+        columns = self._columns(console.width)
+        for group in self.searches:
+            heading = Text.assemble((_line(group[0].data.name), "bold"), _images(group[0].data))
+            console.print(heading, soft_wrap=True)
+            console.print(self._table(group, columns), soft_wrap=not console.is_terminal)
+            console.print()
+        for line in self._legend(columns):
+            console.print(Text(line, style="dim"), soft_wrap=not console.is_terminal)
 
-def trial_result(record: TrialRecord, metric: str, goal: Goal) -> TrialResult:
-    """What the ledger's record of a trial comes to."""
-    rows = record.rows
-    did = dict(record.did)
-    if rows:
-        did |= {"steps": int(rows[-1]["steps"]), "peak_lr": max(row["peak_lr"] for row in rows)}
-    return TrialResult(
-        trial_id=record.trial_id,
-        config=record.config,
-        status=record.status or "SKIPPED",
-        epochs=len(rows),
-        epochs_trained=record.epochs_trained,
-        best=best_row(rows, metric, goal) if rows else None,
-        seconds=record.seconds,
-        did=did,
-        error=record.error,
-    )
+    def _columns(self, width: int) -> dict[str, int]:
+        """Titles in their order with their widths, the same for all groups: they are read down."""
+        searches = [search for group in self.searches for search in group]
+        widths: dict[str, int] = {}
+        room = width + GAP
+        for title in BY_IMPORTANCE:
+            cells = [self._text(title, search) for search in searches]
+            if title in ONLY_WHERE_ANY and not any(cell != "0" for cell in cells):
+                continue
+            wanted = max(cell_len(text) for text in (self._heading(title), *cells))
+            if title == "search":
+                wanted = min(wanted, MAX_NAME, max(MIN_NAME, width // 3))
+            needed = min(wanted, MIN_PARAMETERS) if title == PARAMETERS else wanted
+            if needed + GAP <= room:
+                widths[title] = needed
+                room -= needed + GAP
+        if PARAMETERS in widths:
+            wanted = max(cell_len(CELLS[PARAMETERS](search)) for search in searches)
+            widths[PARAMETERS] += max(0, min(room, wanted - widths[PARAMETERS]))
+        return {title: widths[title] for title in CELLS if title in widths}
 
-
-def leaderboard(results: Iterable[TrialResult], metric: str, goal: Goal) -> list[TrialResult]:
-    """Trials from best to worst; those that failed, then those without an epoch, come last."""
-    sign = -1.0 if goal == "maximize" else 1.0
-
-    def rank(result: TrialResult) -> tuple[bool, bool, float, float]:
-        if result.best is None:
-            return True, True, 0.0, 0.0
-        return result.status == "ERROR", False, sign * result.best[metric], result.best["val_loss"]
-
-    return sorted(results, key=rank)
-
-
-def best_of(ranked: Sequence[TrialResult]) -> TrialResult | None:
-    """The best trial of a leaderboard; one that failed cannot be it."""
-    first = ranked[0] if ranked else None
-    return first if first is not None and first.best is not None and first.status != "ERROR" else None
-
-
-def best_to_json(best: TrialResult, test: TestResult | None) -> dict[str, Any]:
-    """The best trial as it stands in `summary.json`; without test images, its test values are null."""
-    tested = (
-        asdict(test) if test is not None else dict.fromkeys(("test_accuracy", "test_loss", "test_interval"))
-    )
-    return {
-        "trial_id": best.trial_id,
-        "epoch": best.best_epoch,
-        "config": dict(best.config),
-        "val_accuracy": best.metric("val_accuracy"),
-        "val_loss": best.metric("val_loss"),
-        **tested,
-        "model": BEST_MODEL_FOLDER,
-    }
-
-
-def recorded_test(summary: Mapping[str, Any]) -> TestResult | None:
-    """The test result that a summary holds."""
-    best = summary["best"]
-    if best is None or best["test_accuracy"] is None:
-        return None
-    low, high = best["test_interval"]
-    return TestResult(best["test_accuracy"], best["test_loss"], (low, high), best["n_test"])
-
-
-def exported_trial(folder: Path) -> tuple[str, int] | None:
-    """The trial and epoch whose model a search has exported and whose test its summary records."""
-    best = (read_summary(folder) or {}).get("best")
-    try:
-        config = json.loads((folder / BEST_MODEL_FOLDER / "config.json").read_bytes())
-        exported = (config["trial_id"], config["epoch"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return exported if best and exported == (best["trial_id"], best["epoch"]) else None
-
-
-def varied_parameters(results: Sequence[TrialResult]) -> tuple[str, ...]:
-    """The parameters in which the trials differ, in the configuration's order."""
-    names = results[0].config if results else ()
-    return tuple(name for name in names if len({repr(result.config[name]) for result in results}) > 1)
-
-
-def write_leaderboard(folder: Path, ranked: Sequence[TrialResult]) -> None:
-    """Write `trials.csv`: a row for each trial, best first, with its whole configuration."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    parameters = tuple(ranked[0].config) if ranked else ()
-    columns = ("status", "epochs_run", "epochs_trained", "best_epoch", "seconds")
-    writer.writerow(["rank", "trial_id", *columns, *LEADERBOARD_METRICS, *parameters])
-    for rank, result in enumerate(ranked, start=1):
-        writer.writerow(
-            [
-                rank,
-                result.trial_id,
-                result.status,
-                result.epochs,
-                result.epochs_trained,
-                result.best_epoch,
-                round(result.seconds, 3),
-                *(result.metric(name) for name in LEADERBOARD_METRICS),
-                *(_safe_cell(result.config[name]) for name in parameters),
-            ]
+    def _table(self, group: Sequence[SearchFacts], columns: Mapping[str, int]) -> Table:
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            padding=(0, GAP - 1, 0, 0),
+            pad_edge=False,
+            show_edge=False,
+            header_style="dim",
         )
-    write_atomically(folder / LEADERBOARD_FILE, text.getvalue().encode())
+        for title, width in columns.items():
+            table.add_column(
+                self._heading(title),
+                width=width,
+                justify="left" if title in LEFT_ALIGNED else "right",
+                no_wrap=True,
+            )
+        best = max(group, key=lambda search: search.test_accuracy or 0.0)
+        for search in group:
+            row = [self._cell(title, search, width) for title, width in columns.items()]
+            is_best = len(group) > 1 and search is best and search.test_accuracy is not None
+            table.add_row(*row, style="bold green" if is_best else "")
+        return table
+
+    def _cell(self, title: str, search: SearchFacts, width: int) -> Text:
+        text = self._text(title, search)
+        if title == "search":
+            text = _squeezed(text, width)
+        elif title == PARAMETERS:
+            text = _parameters(search, width)
+        return Text(text, style=STYLES.get(title, "") if text != "0" else "")
+
+    def _text(self, title: str, search: SearchFacts) -> str:
+        """What a cell says if there is room for all of it."""
+        if title == "val" and self._metric() is None:
+            return f"{_line(search.metric).removeprefix('val_')} {number(search.metric_value)}"
+        return CELLS[title](search)
+
+    def _heading(self, title: str) -> str:
+        metric = self._metric()
+        if title != "val":
+            return title
+        if metric is None:
+            return "best val"
+        return "val acc" if metric == "val_accuracy" else _line(metric).replace("_", " ")
+
+    def _metric(self) -> str | None:
+        """The metric of all searches, `None` where they looked at several."""
+        names = {search.metric for group in self.searches for search in group}
+        return names.pop() if len(names) == 1 else None
+
+    def _legend(self, columns: Mapping[str, int]) -> list[str]:
+        lines = []
+        if "interval" in columns:
+            lines.append("interval: where the test accuracy lies with 95 % confidence")
+        if "epochs" in columns:
+            lines.append("epochs: trained, of those that the trials asked for")
+        if "time" in columns and any(search.was_continued for group in self.searches for search in group):
+            lines.append("+ after a time: of the last run of the command only, the search began before it")
+        if len(self.searches) > 1:
+            lines.append("Accuracies on different images cannot be compared.")
+        return lines
 
 
-def _safe_cell(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
+def _line(text: str) -> str:
+    """Foreign text as one line that cannot drive the terminal."""
+    return printable(text).replace("\n", " ")
 
 
-def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write `summary.json`."""
-    write_atomically(folder / SUMMARY_FILE, (json.dumps(summary, indent=2) + "\n").encode())
+def _images(data: DataFacts) -> str:
+    parts = [f"{count:,} {part}" for part, count in (("train", data.train), ("val", data.val))]
+    parts += [f"{data.test:,} test"] if data.test else []
+    return f": {data.classes:,} classes, {', '.join(parts)} images ({_line(data.fingerprint[:8])})"
 
 
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of an earlier search in a folder, `None` where there is none that can be read."""
-    try:
-        summary = json.loads((folder / SUMMARY_FILE).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return summary if isinstance(summary, dict) else None
+def _trial_parameters(search: SearchFacts) -> list[str]:
+    return [f"{_line(name)} {short(value)}" for name, value in search.varied.items()]
+
+
+def _parameters(search: SearchFacts, width: int) -> str:
+    """As many of the best trial's varied parameters as there is room for."""
+    items = _trial_parameters(search)
+    text = ", ".join(items)
+    while cell_len(text) > width:
+        items = items[:-1]
+        text = ", ".join([*items, "..."])
+    return text
+
+
+def _squeezed(text: str, width: int) -> str:
+    """A name in so many columns; its ends tell most."""
+    if cell_len(text) <= width:
+        return text
+    end = (width - 3) // 2
+    reversed_end = set_cell_size(text[::-1], end)
+    return set_cell_size(text, width - 3 - end) + "..." + reversed_end[::-1]
+
+
+def _models(search: SearchFacts) -> str:
+    names = [_squeezed(_line(model), MAX_MODEL) for model in search.models]
+    return names[0] if len(names) == 1 else f"{names[0]} +{len(names) - 1}" if names else "-"
+
+
+def _interval(search: SearchFacts) -> str:
+    if search.test_interval is None:
+        return "-"
+    low, high = search.test_interval
+    return f"{low:.3f}-{high:.3f}"
+
+
+CELLS: Mapping[str, Callable[[SearchFacts], str]] = {  # in the order of the columns
+    "search": lambda search: _line(search.name),
+    "space": lambda search: short(Path(search.space).name),
+    "method": lambda search: short(search.method),
+    "model": _models,
+    "done": lambda search: f"{search.done:,}",
+    "stopped": lambda search: f"{search.stopped:,}",
+    "failed": lambda search: f"{search.failed:,}",
+    "left": lambda search: f"{search.left:,}",
+    PARAMETERS: lambda search: ", ".join(_trial_parameters(search)),
+    "val": lambda search: number(search.metric_value),
+    "test acc": lambda search: number(search.test_accuracy),
+    "interval": _interval,
+    "epochs": lambda search: f"{search.epochs_trained:,}/{search.epochs_asked:,}",
+    "time": lambda search: duration(search.wall_seconds) + ("+" if search.was_continued else ""),
+    "written": lambda search: search.written.astimezone().strftime("%Y-%m-%d %H:%M"),
+}
+
+
+def open_console() -> Console:
+    """Stdout, as wide as the terminal; a file or a pipe has room for `LOG_WIDTH` columns."""
+    is_terminal = sys.stdout.isatty()
+    return Console(markup=False, emoji=False, highlight=False, width=None if is_terminal else LOG_WIDTH)
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of searches: runs/NAME, or runs/*.")],
+    sort: Annotated[str, typer.Option(help=f"The order: {', '.join(SORT_KEYS)}.")] = "test",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of tables.")] = False,
+) -> None:
+    """Compare searches by what they found and took; those on the same images stand together."""
+    if as_json and as_csv:
+        raise UserError("--json and --csv: one of them.")
+    groups, notices = compare_searches(folders, sort=sort)
+    for notice in notices:
+        sys.stderr.write(f"Skipped: {printable(notice)}\n")
+    searches = [search for group in groups for search in group]
+    if as_json:
+        sys.stdout.write(json.dumps([search.to_json() for search in searches], indent=2) + "\n")
+    elif as_csv:
+        sys.stdout.write(to_csv(searches).encode(errors="backslashreplace").decode())
+    else:
+        Comparison(groups).print_to(open_console())
+
+
+if __name__ == "__main__":
+    run_command(app)

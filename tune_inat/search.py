@@ -45,7 +45,7 @@ class SearchResult:
             UserError: the search has left none.
         """
         from tune_inat.export import load_classifier
-        from tune_inat.results import BEST_MODEL_FOLDER
+        from tune_inat.leaderboard import BEST_MODEL_FOLDER
 
         return load_classifier(self.folder / BEST_MODEL_FOLDER)
 

@@ -21,10 +21,14 @@ RECORD_FILE = FAMILY_RECORD
 
 @dataclass(frozen=True)
 class Record:
-    """The epochs of a family, whole and in order, and what was really done to train them."""
+    """The epochs of a family, whole and in order, and what was really done to train them.
+
+    `correct` says for each row which validation images were right, see `metrics.pack_correct`.
+    """
 
     rows: tuple[Row, ...] = ()
     did: Mapping[str, Any] | None = None
+    correct: tuple[str, ...] = ()
 
 
 class FamilyStates:
@@ -52,11 +56,14 @@ class FamilyStates:
         try:
             content = json.loads((self.folder / RECORD_FILE).read_bytes())
             rows = tuple(dict(row) for row in content["rows"])
-            if content["checksum"] != hash_of(content["rows"]):
+            correct = tuple(content["correct"])
+            if content["checksum"] != hash_of([content["rows"], content["correct"]]):
+                return Record()
+            if len(correct) != len(rows):
                 return Record()
             if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
                 return Record()
-            return Record(rows, content["did"])
+            return Record(rows, content["did"], correct)
         except (OSError, ValueError, KeyError, TypeError):
             return Record()
 
@@ -66,15 +73,18 @@ class FamilyStates:
         self._write(self._optimizer_file(epoch), optimizer)
         self._write(self._weights_file(epoch), weights)
 
-    def append(self, row: Row, did: Mapping[str, Any]) -> tuple[Row, ...]:
+    def append(self, row: Row, did: Mapping[str, Any], correct: str = "") -> tuple[Row, ...]:
         """Record an epoch: the next one, or one that is recorded already. Returns all on record."""
-        rows = self.record().rows
+        record = self.record()
+        rows = record.rows
         epoch = int(row["epoch"])
         if epoch <= len(rows):
             return rows
         assert epoch == len(rows) + 1, f"epoch {epoch} cannot follow epoch {len(rows)}"
         kept = (*rows, row)
-        content = {"rows": kept, "did": dict(did), "checksum": hash_of(kept)}
+        answers = (*record.correct, correct)
+        checksum = hash_of([kept, answers])
+        content = {"rows": kept, "did": dict(did), "correct": answers, "checksum": checksum}
         write_atomically(self.folder / RECORD_FILE, json.dumps(content).encode())
         return kept
 

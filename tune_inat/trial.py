@@ -15,7 +15,8 @@ from torch import Tensor
 from tune_inat.config import TrialConfig
 from tune_inat.freeze import load_trainable_state, trainable_state
 from tune_inat.frozen import threads
-from tune_inat.metrics import evaluate
+from tune_inat.metrics import evaluate, pack_correct
+from tune_inat.network import Network
 from tune_inat.recipe import (
     Optimizer,
     batches,
@@ -27,7 +28,7 @@ from tune_inat.recipe import (
 from tune_inat.rows import Row, best_row
 from tune_inat.sources import Source, batches_ahead, batches_in_turn
 from tune_inat.states import FamilyStates, to_cpu
-from tune_inat.workbench import Network, Workbench
+from tune_inat.workbench import Workbench
 
 # Images in a pass of what trains, in validation: on a CPU, more than these do not stay in its cache.
 EVALUATION_BATCH_SIZE = {"cpu": 64, "cuda": 256}
@@ -61,11 +62,15 @@ class InterruptedTrialError(Exception):
 
 @dataclass(frozen=True)
 class EpochReport:
-    """An epoch's metrics, whether it was trained now or taken from the store, and what was done for it."""
+    """An epoch's metrics, whether it was trained now or taken from the store, and what was done for it.
+
+    `correct` says which validation images were right, see `metrics.pack_correct`.
+    """
 
     row: Row
     trained: bool
     did: Mapping[str, Any]
+    correct: str = ""
 
 
 Report = Callable[[EpochReport], None]
@@ -95,8 +100,8 @@ def run_trial(
     with states.exclusively():
         record = states.record()
         replayed = record.rows[: config.epochs]
-        for row in replayed:
-            report(EpochReport(row, trained=False, did=record.did or {}))
+        for row, correct in zip(replayed, record.correct[: config.epochs], strict=True):
+            report(EpochReport(row, trained=False, did=record.did or {}, correct=correct))
         if len(replayed) == config.epochs:
             return
         wanted = sorted({*horizons, config.epochs})
@@ -137,10 +142,10 @@ def _train_onwards(
     first = trainer.resume(states, up_to=len(states.record().rows))
     goal, metric = bench.job.goal, bench.job.metric
 
-    def keep(row: Row, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
+    def keep(row: Row, correct: str, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
         epoch = int(row["epoch"])
         states.save(epoch, weights, optimizer)
-        rows = states.append(row, trainer.did)[:epoch]
+        rows = states.append(row, trainer.did, correct)[:epoch]
         best = {int(best_row(rows[:horizon], metric, goal)["epoch"]) for horizon in horizons}
         states.prune(resume_epochs={epoch}, weight_epochs=best)
 
@@ -150,16 +155,22 @@ def _train_onwards(
             row = trainer.train_epoch(epoch, is_interrupted)
             if written is not None:
                 written.result()
-            written = writer.submit(keep, row, trainer.weights(), trainer.optimizer_state())
+            correct = trainer.correct
+            written = writer.submit(keep, row, correct, trainer.weights(), trainer.optimizer_state())
             if epoch == last:
                 written.result()
-            yield EpochReport(row, trained=True, did=trainer.did)
+            yield EpochReport(row, trained=True, did=trainer.did, correct=correct)
 
 
 class Trainer:
-    """A trial's network, optimizer and data, from its first step on."""
+    """A trial's network, optimizer and data, from its first step on.
+
+    Attributes:
+        correct: which validation images were right after the last epoch, see `metrics.pack_correct`.
+    """
 
     def __init__(self, bench: Workbench, config: TrialConfig) -> None:
+        self.correct = ""
         self._config = config
         self._bench = bench
         self._job = bench.job
@@ -234,6 +245,7 @@ class Trainer:
                 f"epoch {epoch}: the network's output for validation images is not finite"
             )
         validation = evaluate(logits, self._job.data.val.labels)
+        self.correct = pack_correct(logits.argmax(axis=1) == self._job.data.val.labels)
         return {
             "epoch": epoch,
             "train_loss": train_loss,

@@ -19,16 +19,17 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from tune_inat.config import TrialConfig
 from tune_inat.devices import Devices
 from tune_inat.errors import EXIT_INTERRUPTED
+from tune_inat.job import Job
+from tune_inat.leaderboard import Effort
 from tune_inat.ledger import Ledger, Status, TrialRecord
 from tune_inat.metrics import is_better
 from tune_inat.objective import Metric
 from tune_inat.plan import PlannedTrial
-from tune_inat.results import Effort
 from tune_inat.rows import Row
 from tune_inat.searchers import FamilySearcher, PlannedProposer, Proposer, tune_mode
 from tune_inat.sweep import EarlyStopping
 from tune_inat.trial import ROW_NAMES, EpochReport, InterruptedTrialError, run_trial
-from tune_inat.workbench import Job, Workbench, open_worker_bench
+from tune_inat.workbench import Workbench, open_worker_bench
 
 RUNG_METRIC = "rung_metric"
 ERROR_PICKLE, ERROR_TEXT = "error.pkl", "error.txt"  # what Tune writes of a trial that failed
@@ -242,6 +243,7 @@ def _train(config: dict[str, Any], share: WorkerShare) -> None:
                 RUNG_METRIC: rung_metric.after(progress.row),
                 "did": dict(progress.did),
                 "trained": progress.trained,
+                "correct": progress.correct,
                 "work": asdict(bench.take_work()),
             }
         )
@@ -341,7 +343,14 @@ class Watcher(tune.Callback):
         """A trial reported an epoch."""
         row = {name: result[name] for name in ROW_NAMES}
         trained, did, work = result["trained"], result["did"], result["work"]
-        self._ledger.epoch(trial.config["trial_id"], row, trained=trained, did=did)
+        self._ledger.epoch(
+            trial.config["trial_id"],
+            row,
+            trained=trained,
+            did=did,
+            correct=result["correct"],
+            worker=f"{result['hostname']} {result['pid']}",
+        )
         self._effort.epochs_trained += int(trained)
         self._effort.prefix_images += work["prefix_images"]
         self._effort.pixels_decoded += work["pixels_decoded"]

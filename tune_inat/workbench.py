@@ -1,90 +1,38 @@
 """What a process keeps between trials: pixels, activations and networks, each loaded once."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tune_inat.backbone import Backbone, Normalize, load_backbone, pristine_state, restore
+from tune_inat.backbone import Normalize, load_backbone, pristine_state, restore
 from tune_inat.config import TrialConfig
 from tune_inat.convolutions import speed_up
-from tune_inat.cuts import KeptCuts, read_at
-from tune_inat.data import DataSet, Split
+from tune_inat.cuts import read_at
+from tune_inat.data import Split
 from tune_inat.errors import UserError
 from tune_inat.features import CutFeatures, Rows, has_features, load_features, open_features
-from tune_inat.freeze import block_of, frozen_tensors
-from tune_inat.frozen import Precision
 from tune_inat.graph import INPUT
 from tune_inat.images import Pixels, View, decode_batch, load_pixels, pixels_key
+from tune_inat.job import Job
 from tune_inat.meter import Meter, SilentMeter
-from tune_inat.objective import Goal
+from tune_inat.network import LoadedBackbone, Network
 from tune_inat.recipe import recipe_key
 from tune_inat.sources import FreshSource, PlainSource, Source, ViewSource
 from tune_inat.states import FamilyStates
-from tune_inat.store import Store, hash_of
-from tune_inat.tracing import Traced, trace
+from tune_inat.store import hash_of
+from tune_inat.tracing import trace
 
 STATES_KIND = "states"
 GPU_SHARE_FOR_TRIALS = 0.9  # the rest is for the process that conducts the search, and for contexts
 FIRST_FRESH_VIEW = 1000  # fresh views are numbered from here, kept ones below
 Part = Literal["train", "val", "test"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all trials of a search have in common. It travels to every process that works for the search."""
-
-    store: Store
-    data: DataSet
-    files: Mapping[str, Path]  # by content: where a node finds the images if it has to decode them itself
-    precision: Precision
-    device: Literal["cpu", "cuda"]
-    reuse: bool
-    metric: str
-    goal: Goal
-    n_threads: int
-    memory_fraction: float | None = None  # of a GPU's memory, for one trial
-    kept: Mapping[str, KeptCuts] = field(default_factory=dict)  # by `images_key`
-    has_room: bool = True  # for activations that nothing was decided about
-
-    def images_key(self, config: TrialConfig, *, of_views: bool) -> str:
-        """Names a set of images and the network it goes through: equal for all trials that share both."""
-        network = [config.model, config.weights, config.image_size]
-        views = [config.augment, config.views] if of_views else None
-        has_seed = of_views or config.weights == "none"
-        return hash_of([*network, views, config.seed if has_seed else None])
-
-
-@dataclass(frozen=True)
-class Network:
-    """A backbone with its head, cut where a trial's freezing allows: `suffix(prefix(pixels))` are logits.
-
-    Attributes:
-        prefix: from pixels (n, 3, S, S) uint8 to the cut; `None` where nothing frozen precedes what trains.
-        suffix: from the cut, or from pixels, to logits (n, K). Its frozen modules stay in eval mode.
-        trainable: what trains, by name, in `model.parameters()` order.
-        block_of: the block that each trainable tensor belongs to.
-    """
-
-    backbone: Backbone
-    traced: Traced
-    cut: str
-    prefix: nn.Module | None
-    suffix: nn.Module
-    trainable: Mapping[str, nn.Parameter]
-    block_of: Mapping[str, str]
-    normalize: Normalize
-
-    def to_crossing(self, name: str) -> nn.Module:
-        """From pixels (n, 3, S, S) uint8 to a crossing before the cut or at it, in eval mode."""
-        return nn.Sequential(self.normalize, self.traced.segment(INPUT, name)).eval()
 
 
 @dataclass
@@ -93,36 +41,6 @@ class Work:
 
     pixels_decoded: int = 0
     prefix_images: int = 0
-
-
-@dataclass
-class LoadedBackbone:
-    """A backbone on its device, and what it takes to make it new again.
-
-    Attributes:
-        exact: see `Workbench.exact_crossings`; `None` until someone asks.
-    """
-
-    key: tuple[object, ...]
-    backbone: Backbone
-    normalize: Normalize
-    traced: Traced
-    pristine: Mapping[str, Tensor]
-    exact: frozenset[str] | None = None
-
-    def cut(self, freeze: float | str) -> Network:
-        """The network as a freezing cuts it."""
-        backbone, traced = self.backbone, self.traced
-        frozen = frozen_tensors(backbone, freeze)
-        cut = traced.cut_for(frozen)
-        suffix: nn.Module = traced.suffix(cut, frozen)
-        prefix = None
-        if cut == INPUT:
-            suffix = nn.Sequential(self.normalize, suffix)
-        else:
-            prefix = nn.Sequential(self.normalize, traced.segment(INPUT, cut)).eval()
-        trainable = {name: p for name, p in backbone.model.named_parameters() if p.requires_grad}
-        return Network(backbone, traced, cut, prefix, suffix, trainable, block_of(backbone), self.normalize)
 
 
 class Workbench:

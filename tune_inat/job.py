@@ -1,0 +1,38 @@
+"""What all trials of a search have in common, as it travels to every process that works for the search."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tune_inat.config import TrialConfig
+from tune_inat.cuts import KeptCuts
+from tune_inat.data import DataSet
+from tune_inat.frozen import Precision
+from tune_inat.objective import Goal
+from tune_inat.store import Store, hash_of
+
+
+@dataclass(frozen=True)
+class Job:
+    """The search's inputs and decisions, the same for all trials."""
+
+    store: Store
+    data: DataSet
+    files: Mapping[str, Path]  # by content: where a node finds the images if it has to decode them itself
+    precision: Precision
+    device: Literal["cpu", "cuda"]
+    reuse: bool
+    metric: str
+    goal: Goal
+    n_threads: int
+    memory_fraction: float | None = None  # of a GPU's memory, for one trial
+    kept: Mapping[str, KeptCuts] = field(default_factory=dict)  # by `images_key`
+    has_room: bool = True  # for activations that nothing was decided about
+
+    def images_key(self, config: TrialConfig, *, of_views: bool) -> str:
+        """Names a set of images and the network it goes through: equal for all trials that share both."""
+        network = [config.model, config.weights, config.image_size]
+        views = [config.augment, config.views] if of_views else None
+        has_seed = of_views or config.weights == "none"
+        return hash_of([*network, views, config.seed if has_seed else None])

@@ -1,0 +1,74 @@
+"""The summary of a search: all that it came to, as `summary.json` has it for programs."""
+
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tune_inat.inputs import Inputs
+from tune_inat.leaderboard import Effort, TestResult, TrialResult, best_to_json
+from tune_inat.remote import hide_secrets
+from tune_inat.wandb_files import sync_line
+
+VERSIONED = ("tune_inat", "torch", "torchvision", "timm", "ray", "optuna", "wandb", "numpy", "pillow")
+
+
+def compose_summary(
+    inputs: Inputs,
+    ranked: Sequence[TrialResult],
+    best: TrialResult | None,
+    test: TestResult | None,
+    *,
+    folder: Path,
+    effort: Effort,
+    n_left: int,
+    planned: Mapping[str, Any],
+    measured: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of `summary.json`.
+
+    Args:
+        ranked: all trials, best first.
+        n_left: trials that did not come to run, or were cut off.
+        planned: what the plan said of seconds, epochs and bytes; `measured` is what they came to.
+    """
+    metric, data = inputs.space.metric, inputs.data
+    failed = [result.trial_id for result in ranked if result.status == "ERROR"]
+    is_limited = inputs.settings.max_hours is not None
+    return {
+        "status": "INTERRUPTED" if effort.is_interrupted else "FAILURES" if failed else "DONE",
+        "name": folder.name,
+        "space": inputs.space.source,
+        "method": inputs.space.method,
+        "metric": {"name": metric.name, "goal": metric.goal},
+        "data": {
+            "name": data.name,
+            "classes": len(data.classes),
+            "train": len(data.train.labels),
+            "val": len(data.val.labels),
+            "test": 0 if data.test is None else len(data.test.labels),
+            "skipped": len(data.skipped),
+            "fingerprint": data.fingerprint,
+        },
+        "trials": [result.to_json() for result in ranked],
+        "best": None if best is None else best_to_json(best, test),
+        "failed": failed,
+        "trials_left": n_left,
+        "is_out_of_time": is_limited and n_left > 0 and not effort.is_interrupted,
+        "reuse": {
+            "epochs_asked": sum(int(result.config["epochs"]) for result in ranked),
+            "epochs_trained": effort.epochs_trained,
+            "prefix_images": effort.prefix_images,
+            "pixels_decoded": effort.pixels_decoded,
+        },
+        "planned": dict(planned),
+        "measured": dict(measured),
+        "wall_seconds": measured["seconds"],
+        "wandb_sync": sync_line(folder),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
+        "seed": inputs.seed,
+        "command": shlex.join(["python", "-m", "tune_inat.search", *map(hide_secrets, sys.argv[1:])]),
+    }
