@@ -12,10 +12,13 @@ from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
+import numpy.typing as npt
 import wandb
 from ray.air.integrations.wandb import WandbLoggerCallback
 from ray.tune.result import AUTO_RESULT_KEYS, DEBUG_METRICS
 
+from tune_inat.ledger import TrialRecord
+from tune_inat.wandb_charts import BestTrial
 from tune_inat.wandb_writer import DONE, FAILED, INTERRUPTED, Patience, RunStart, RunWriter, SearchRecord
 
 Mode = Literal["online", "offline", "disabled"]
@@ -60,6 +63,7 @@ class WandbTracker(WandbLoggerCallback):
             that is started again continues its runs.
         run_config: settings of the search, beside the trial's parameters in each run's config.
         varied: the parameters to name a run by.
+        trained_before: the epochs that earlier runs of the command have trained, by trial.
         excludes: numbers in Tune's results that are no metrics.
         work: a hash of what the trials are about, images above all: the same trial id in a search of the same
             name on other images is another run.
@@ -78,6 +82,7 @@ class WandbTracker(WandbLoggerCallback):
         notes: str | None = None,
         run_config: Mapping[str, Any] | None = None,
         varied: Sequence[str] = (),
+        trained_before: Mapping[str, int] | None = None,
         excludes: Sequence[str] = (),
         work: str = "",
         is_over: Callable[[], bool] = _never,
@@ -88,10 +93,12 @@ class WandbTracker(WandbLoggerCallback):
         self._is_online = mode == "online"
         self._run_config = dict(run_config or {})
         self._varied = tuple(varied)
+        self._trained = dict(trained_before or {})  # epochs by trial, as they are trained
         self._work = work
         self._is_over = is_over
         self._patience = patience
         self._writer: RunWriter | None = None
+        self._notices: list[str] = []
         self._open: dict[
             str, int
         ] = {}  # the last epoch of each run that has started and not ended, by its id
@@ -105,7 +112,7 @@ class WandbTracker(WandbLoggerCallback):
     @property
     def problems(self) -> list[str]:
         """What went wrong with W&B so far, for the user."""
-        return list(self._writer.problems) if self._writer else []
+        return [*(self._writer.problems if self._writer else ()), *self._notices]
 
     def setup(self, *_: Any, **__: Any) -> None:
         """Start the writer; Tune calls this before the first trial."""
@@ -114,32 +121,26 @@ class WandbTracker(WandbLoggerCallback):
 
     def log_trial_start(self, trial: TrialLike) -> None:
         """Open the trial's run; a trial that goes on after a pause or a retry goes on in it."""
-        trial_id, params = trial.config["trial_id"], trial.config["params"]
-        run_id = self._run_id(trial)
-        if run_id in self._open:
-            return
-        self._open[run_id] = 0
-        named = [f"{name}={_short(params[name])}" for name in self._varied if name in params]
-        start = RunStart(
-            id=run_id,
-            name=" ".join([trial_id, *named]),
-            config=self._run_config | params,
-            epochs=params["epochs"],
-        )
-        self._put(partial(RunWriter.start, start=start))
+        start = self._start_of(trial.config["trial_id"], trial.config["params"])
+        if start.id not in self._open:
+            self._open[start.id] = 0
+            self._put(partial(RunWriter.start, start=start))
 
     def log_trial_result(self, iteration: int, trial: TrialLike, result: Mapping[str, Any]) -> None:
         """Write the row of an epoch."""
         self.log_trial_start(trial)
         if "epoch" in result:
-            self._open[self._run_id(trial)] = int(result["epoch"])
+            trial_id = trial.config["trial_id"]
+            run_id, epoch = self._run_id(trial_id), int(result["epoch"])
+            self._open[run_id] = epoch
+            self._trained[trial_id] = self._trained.get(trial_id, 0) + bool(result.get("trained"))
+            facts = _reuse(self._trained[trial_id], result.get("did") or {})
             row = {
                 name: _plain(value)
                 for name, value in result.items()
                 if name not in self.excludes and _is_metric(name, value)
             }
-            work = partial(RunWriter.add_row, run_id=self._run_id(trial), epoch=int(result["epoch"]), row=row)
-            self._put(work)
+            self._put(partial(RunWriter.add_row, run_id=run_id, epoch=epoch, row=row, facts=facts))
 
     def log_trial_save(self, trial: TrialLike) -> None:
         """Nothing: checkpoints stay in the search's own storage."""
@@ -147,7 +148,7 @@ class WandbTracker(WandbLoggerCallback):
     def log_trial_end(self, trial: TrialLike, failed: bool = False) -> None:
         """Close the trial's run; a trial may fail before it has started."""
         self.log_trial_start(trial)
-        run_id = self._run_id(trial)
+        run_id = self._run_id(trial.config["trial_id"])
         is_short = self._open.pop(run_id) < trial.config["params"]["epochs"]
         exit_code = FAILED if failed else INTERRUPTED if is_short and self._is_over() else DONE
         self._put(partial(RunWriter.end, run_id=run_id, exit_code=exit_code))
@@ -165,15 +166,77 @@ class WandbTracker(WandbLoggerCallback):
             self._writer.finish(is_interrupted=bool(self._open))
         self._open.clear()
 
+    def show_best(
+        self,
+        record: TrialRecord,
+        *,
+        probabilities: npt.NDArray[np.floating[Any]],
+        labels: npt.NDArray[np.int64],
+        classes: Sequence[str],
+        test_accuracy: float | None = None,
+        model_folder: Path | None = None,
+    ) -> None:
+        """Give the best trial's run charts of its predictions, and its model; to be called after `finish`.
+
+        The run is opened again, where it is: on the server, or on disk in a further file. If it has its
+        charts already, nothing is written. What goes wrong joins `problems`. It waits for a bounded time,
+        longer with a model to send. A trial that may still go on gets no charts: they stand after its last
+        epoch.
+
+        Args:
+            record: of the trial, from the ledger.
+            probabilities: of the validation images at the best epoch, (N, K).
+            labels: theirs, (N,), the true ones.
+            classes: the K names. Of many, charts have only those with most errors: `wandb_charts.charts_of`.
+            test_accuracy: for the run's summary, if there is one.
+            model_folder: a folder to keep as an artifact of type model.
+        """
+        if not record.is_finished:
+            self._notices.append(f"W&B: trial {record.trial_id} is the best, but has not ended: no charts.")
+            return
+        writer = RunWriter(
+            self._search,
+            is_online=self._is_online if self._writer is None else self._writer.is_online,
+            patience=self._patience,
+        )
+        self._trained[record.trial_id] = record.epochs_trained
+        start = self._start_of(record.trial_id, record.config)
+        facts = _reuse(record.epochs_trained, record.did)
+        best = BestTrial(probabilities, labels, tuple(classes), model_folder, test_accuracy)
+        writer.put(partial(writer.start, start))
+        for row in record.rows:
+            writer.put(partial(writer.add_row, start.id, int(row["epoch"]), row, facts))
+        writer.put(partial(writer.show_best, start.id, best))
+        writer.put(partial(writer.end, start.id, DONE))
+        writer.finish(is_interrupted=False, extra_seconds=self._patience.upload if model_folder else 0.0)
+        self._notices += [problem for problem in writer.problems if problem not in self.problems]
+
     def _put(self, work: Callable[[RunWriter], None]) -> None:
         if self._writer is not None:
             self._writer.put(partial(work, self._writer))
 
-    def _run_id(self, trial: TrialLike) -> str:
+    def _start_of(self, trial_id: str, params: Mapping[str, Any]) -> RunStart:
+        """What is known of a trial's run from its start on. All of its config is plain, for W&B's panels."""
+        named = [f"{name}={_short(params[name])}" for name in self._varied if name in params]
+        reuse = {"reuse/epochs_asked": params["epochs"], **_reuse(self._trained.get(trial_id, 0), {})}
+        return RunStart(
+            id=self._run_id(trial_id),
+            name=" ".join([trial_id, *named]),
+            config={**self._run_config, **params, **reuse},
+            epochs=params["epochs"],
+        )
+
+    def _run_id(self, trial_id: str) -> str:
         """The same for the same trial of the same search, on every machine."""
         search = [self._search.project, self._search.group, self._work]
-        key = json.dumps([*search, trial.config["trial_id"]])
+        key = json.dumps([*search, trial_id])
         return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _reuse(epochs_trained: int, did: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's config says of the work that was shared."""
+    known = {f"reuse/{name}": did[name] for name in ("cut", "precision") if did.get(name) is not None}
+    return {"reuse/epochs_trained": epochs_trained, **known}
 
 
 def _is_metric(name: str, value: Any) -> bool:

@@ -30,12 +30,12 @@ class Recorded:
     """What all the files of one run hold together.
 
     Attributes:
-        epochs: those that have a row.
+        steps: those that have a row in the history. Up to the run's last epoch, a step is an epoch.
         exit_code: with which the run ended last; `None` if it never did.
         is_waiting: whether a file of it waits for `wandb sync`.
     """
 
-    epochs: set[int] = field(default_factory=set)
+    steps: set[int] = field(default_factory=set)
     exit_code: int | None = None
     is_waiting: bool = False
 
@@ -73,7 +73,7 @@ def read_recorded(folder: Path, run_id: str) -> Recorded:
         if is_waiting and not is_whole:
             shutil.rmtree(path.parent, ignore_errors=True)
             continue
-        recorded.epochs |= found.epochs
+        recorded.steps |= found.steps
         recorded.exit_code = found.exit_code
         recorded.is_waiting |= is_waiting
     return recorded
@@ -98,7 +98,7 @@ def _read_one(path: Path) -> tuple[Recorded, bool]:
         for record in read_records(path):
             has_run |= record.HasField("run")
             if record.HasField("history"):
-                recorded.epochs.add(int(row_of(record.history)["epoch"]))
+                recorded.steps.add(int(row_of(record.history)["_step"]))
             elif record.HasField("exit"):
                 recorded.exit_code = record.exit.exit_code
     except TornFileError:

@@ -16,6 +16,7 @@ from typing import Any
 import wandb
 
 from tune_inat.objective import GOALS
+from tune_inat.wandb_charts import BestTrial, charts_of, model_artifact
 from tune_inat.wandb_files import has_ended, read_recorded
 
 BEST_OF = {"minimize": min, "maximize": max}
@@ -31,12 +32,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Patience:
-    """How many seconds W&B may take: online to open and to close a run, and for all when a search ends."""
+    """How many seconds W&B may take: online to open and to close a run, and for all when a search ends.
+
+    `upload` is what closing a run with a model may take.
+    """
 
     opening: float = 8.0
     closing: float = 5.0
     end: float = 30.0
     interrupted: float = 5.0
+    upload: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,9 @@ class _Run:
 
     Attributes:
         rows: by epoch.
-        known: the epochs whose row is in a file or on the server.
+        known: the steps whose row is in a file or on the server: epochs, and one more for the charts.
+        facts: of its config, as far as they are known by now.
+        best: what to show if it is the best trial's.
         earlier: the run's folders from before this process.
         exit_code: with which the run ended in an earlier search.
         stays_offline: rows of it wait on disk, and `wandb sync` must send the rest after them.
@@ -81,8 +88,15 @@ class _Run:
     exit_code: int | None
     stays_offline: bool
     rows: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    best: BestTrial | None = None
     is_online: bool = False
     handle: Any = None
+
+    @property
+    def charts_step(self) -> int:
+        """Where charts stand in the history: after all rows that there can be."""
+        return self.start.epochs + 1
 
 
 class RunWriter:
@@ -114,16 +128,22 @@ class RunWriter:
         self._thread = threading.Thread(target=self._serve, name="wandb-writer", daemon=True)
         self._thread.start()
 
+    @property
+    def is_online(self) -> bool:
+        """Whether runs are still sent."""
+        return self._is_online
+
     def put(self, work: Callable[[], None]) -> None:
-        """Have one of the methods `start`, `add_row` and `end` called when its turn comes."""
+        """Have one of the methods `start`, `add_row`, `show_best` and `end` called when its turn comes."""
         self._work.put(work)
 
-    def finish(self, *, is_interrupted: bool) -> None:
+    def finish(self, *, is_interrupted: bool, extra_seconds: float = 0.0) -> None:
         """Wait, for a bounded time, until all work is done. What is still open then ends as interrupted."""
         self._work.put(self._end_open_runs)
         self._work.put(self._await_files)
         self._work.put(None)
-        self._thread.join(self._patience.interrupted if is_interrupted else self._patience.end)
+        seconds = self._patience.interrupted if is_interrupted else self._patience.end
+        self._thread.join(seconds + extra_seconds)
         self._must_hurry.set()
         self._thread.join(LAST_SECONDS)
         if self._thread.is_alive():
@@ -138,7 +158,7 @@ class RunWriter:
             self._runs[start.id] = _Run(
                 start,
                 earlier=frozenset(self._folders_of(start.id)),
-                known=recorded.epochs,
+                known=recorded.steps,
                 exit_code=recorded.exit_code,
                 stays_offline=recorded.is_waiting,
             )
@@ -146,16 +166,31 @@ class RunWriter:
         if run.handle is None and not run.known:
             self._open(run)
 
-    def add_row(self, run_id: str, epoch: int, row: Mapping[str, Any]) -> None:
-        """Write the row of an epoch, unless it is known."""
+    def add_row(self, run_id: str, epoch: int, row: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Write the row of an epoch, unless it is known, and what the config has to say by then."""
         run = self._runs[run_id]
         run.rows.setdefault(epoch, row)
+        is_news = facts.items() - run.facts.items()
+        run.facts |= facts
         if epoch in run.known:
             return
         if run.handle is None:
             self._open(run)
         else:
             self._log(run, epoch)
+            if is_news:
+                run.handle.config.update(run.facts, allow_val_change=True)
+
+    def show_best(self, run_id: str, best: BestTrial) -> None:
+        """Add the charts and the model of a best trial to its run, unless it has them."""
+        run = self._runs[run_id]
+        run.best = best
+        if run.charts_step in run.known:
+            return
+        if run.handle is None:
+            self._open(run)
+        else:
+            self._log_best(run, best)
 
     def end(self, run_id: str, exit_code: int) -> None:
         """Close a run with its best and last values."""
@@ -167,7 +202,7 @@ class RunWriter:
             self._open(run)
         status = _status(run, exit_code)
         ending = {"status": status, "stopped_early": status == "STOPPED"}
-        run.handle.summary.update({**_best_and_last(run.rows), **ending})
+        run.handle.summary.update({**_best_and_last(run.rows), **ending, **_of_model(run)})
         run.handle.tags = (*self._search.tags, status)
         run.handle.finish(exit_code=exit_code)
         self._ended.append(Path(run.handle.sync_dir, f"run-{run_id}.wandb"))
@@ -250,7 +285,7 @@ class RunWriter:
             if run.is_online:  # what was begun online is written again, whole
                 for folder in self._folders_of(run.start.id) - run.earlier:
                     shutil.rmtree(folder, ignore_errors=True)
-            run.known = read_recorded(self._search.folder, run.start.id).epochs
+            run.known = read_recorded(self._search.folder, run.start.id).steps
             if run.handle is not None:
                 self._open(run)
 
@@ -265,7 +300,7 @@ class RunWriter:
         run.handle = wandb.init(
             id=run.start.id,
             name=run.start.name,
-            config=dict(run.start.config),
+            config={**run.start.config, **run.facts},
             project=self._search.project,
             entity=self._search.entity,
             group=self._search.group,
@@ -275,22 +310,36 @@ class RunWriter:
             mode="online" if run.is_online else "offline",
             resume="allow",
             reinit="create_new",
-            settings=self._settings(run.is_online),
+            settings=self._settings(run),
         )
         if run.is_online:  # the server knows best what it has
             run.known = set(range(run.handle.starting_step)) if run.handle.resumed else set()
         run.handle.define_metric("*", step_metric="epoch")
         for name, goal in GOALS.items():
             run.handle.define_metric(name, step_metric="epoch", summary=f"{BEST_OF[goal].__name__},last")
+        if run.is_online and run.handle.resumed:  # the server's values would stay
+            run.handle.config.update(run.facts, allow_val_change=True)
         for epoch in sorted(run.rows.keys() - run.known):
             self._log(run, epoch)
+        if run.best is not None and run.charts_step not in run.known:
+            self._log_best(run, run.best)
 
     def _log(self, run: _Run, epoch: int) -> None:
         run.handle.log(dict(run.rows[epoch]), step=epoch, commit=True)
         run.known.add(epoch)
 
-    def _settings(self, is_online: bool) -> wandb.Settings:
+    def _log_best(self, run: _Run, best: BestTrial) -> None:
+        if best.model_folder is not None:
+            aside = Path(run.handle.sync_dir) / "model"
+            artifact = model_artifact(best.model_folder, search=self._search.group, aside=aside)
+            run.handle.log_artifact(artifact, aliases=["latest", "best"])
+        run.handle.log(charts_of(best), step=run.charts_step, commit=True)
+        run.known.add(run.charts_step)
+
+    def _settings(self, run: _Run) -> wandb.Settings:
         """No output, no code, nothing about the machine, no long waits."""
+        has_model = run.best is not None and run.best.model_folder is not None
+        closing = self._patience.upload if has_model else self._patience.closing
         return wandb.Settings(
             console="off",
             silent=True,
@@ -305,8 +354,8 @@ class RunWriter:
             x_disable_machine_info=True,
             x_save_requirements=False,
             x_transaction_log_flush_interval=FLUSH_SECONDS,
-            init_timeout=self._patience.opening if is_online else DISK_SECONDS,
-            finish_timeout=self._patience.closing if is_online else DISK_SECONDS,
+            init_timeout=self._patience.opening if run.is_online else DISK_SECONDS,
+            finish_timeout=closing if run.is_online else DISK_SECONDS,
             finish_timeout_raises=True,
         )
 
@@ -326,16 +375,23 @@ def _status(run: _Run, exit_code: int) -> str:
     return "STOPPED" if max(run.rows, default=0) < run.start.epochs else "TERMINATED"
 
 
-def _best_and_last(rows: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """The summary of the metrics with a goal, in W&B's form.
+def _of_model(run: _Run) -> dict[str, float]:
+    best = run.best
+    return {} if best is None or best.test_accuracy is None else {"test_accuracy": best.test_accuracy}
 
-    W&B computes the same while a run goes on, but from one file's rows, and a NaN there stays its minimum.
+
+def _best_and_last(rows: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """The summary of the metrics with a goal: in W&B's form, and the best as a plain number.
+
+    W&B computes the former while a run goes on, but from one file's rows, and a NaN there stays its minimum.
+    Panels over many runs, such as parallel coordinates, take plain numbers: `best_val_accuracy`.
     """
-    summary: dict[str, dict[str, float]] = {}
+    summary: dict[str, Any] = {}
     for name, goal in GOALS.items():
         values = [rows[epoch][name] for epoch in sorted(rows) if name in rows[epoch]]
         finite = [value for value in values if math.isfinite(value)]
         if finite:
             best = BEST_OF[goal]
             summary[name] = {best.__name__: best(finite), "last": values[-1]}
+            summary[f"best_{name}"] = best(finite)
     return summary
