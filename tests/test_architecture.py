@@ -14,22 +14,24 @@ PACKAGE = Path(tune_inat.__file__).parent
 FLOORS = """
 errors config meter objective wording distributions yaml_lines disk
 sweep_schema sweep parameters sweep_report space
-store settings runs rows ledger metrics pictures augment folders download archive
+store settings runs rows ledger metrics significance calibration pictures augment folders download archive
 remote contents audit devices cuts origins standings tables progress
 images data
 recipe weights architectures backbone freeze graph convolutions tracing
-states wandb_files wandb_writer tracking
-frozen features sources leaderboard export predict
+states wandb_files wandb_charts wandb_runs wandb_writer tracking
+frozen features sources leaderboard onnx_export export model_card labelled predict
 job network plan workbench probe figures workload forecast trial precision inputs summary outcome
 cluster searchers tuning preparation
+report_predictions report_facts report_page report_study report_charts report_lead report_sections
+report_model report
 comparison results conduct search
 """
 ORDER = FLOORS.split()
 ROOMS = {
     "ray": {"cluster", "searchers", "tuning", "tracking"},
-    "wandb": {"tracking", "wandb_writer", "wandb_files"},
+    "wandb": {"tracking", "wandb_writer", "wandb_files", "wandb_charts"},
     "rich": {"progress", "tables", "sweep_report", "space", "audit", "results"},
-    "optuna": {"searchers"},
+    "optuna": {"searchers", "report_study"},
 }
 
 

@@ -13,7 +13,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from scipy import stats  # type: ignore[import-untyped]  # it has no types
+from scipy import stats
 
 from tune_inat.distributions import (
     Beta,

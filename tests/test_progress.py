@@ -268,9 +268,9 @@ def test_results_go_to_stdout(log: Screen, hostile_path: Path) -> None:
     assert log.err == []
     assert "3f2a91bc" in text
     assert "72 epochs asked for, 42 trained now" in text
-    assert "Best:  trial 3f2a91bc, val_accuracy 0.9731 at epoch 4" in text
-    assert "Test:  accuracy 0.9694, 95 % interval 0.9570 to 0.9790" in text
-    assert f"Model: {hostile_path / 'best_model'}" in text
+    assert "Best:   trial 3f2a91bc, val_accuracy 0.9731 at epoch 4" in text
+    assert "Test:   accuracy 0.9694, 95 % interval 0.9570 to 0.9790" in text
+    assert f"Model:  {hostile_path / 'best_model'}" in text
 
 
 def test_next_command_can_be_pasted(log: Screen, hostile_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_failed_trial_is_named_with_its_reason(log: Screen, tmp_path: Path) -> N
 def test_long_leaderboard_says_where_the_rest_is(log: Screen, tmp_path: Path) -> None:
     log.terminal.closing(tmp_path, SUMMARY | {"trials": [TRIAL] * 2000}, ["lr"])
     assert "and 1,980 more" in log.out
-    assert f"Table: {tmp_path / 'trials.csv'}" in log.out
+    assert f"Table:  {tmp_path / 'trials.csv'}" in log.out
     assert len(log.out) < 40
 
 

@@ -73,3 +73,12 @@ def test_weights_file_is_the_same_however_it_is_named(
         assert make_settings(overrides={"weights": named}).given() == {"weights": str(file)}
     for word in ("default", "none"):
         assert make_settings(weights=word).given() == {"weights": word}
+
+
+def test_model_cannot_be_kept_in_a_wandb_that_is_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="--wandb disabled leaves no run"):
+        make_settings(wandb="disabled", wandb_model=True)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with pytest.raises(UserError, match="WANDB_MODE=disabled leaves no run"):
+        make_settings(wandb_model=True)
+    assert make_settings(wandb="offline", wandb_model=True).wandb_model

@@ -1,11 +1,13 @@
 """Every trial of a search is a W&B run that holds all of its numbers, once."""
 
+import json
 import logging
 import math
 import pickle
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ import pytest
 from tests.wandb_files import OfflineRun, read_offline_runs
 from tests.wandb_searches import (
     ALL_EPOCHS,
+    CHARTS,
     EPOCHS,
+    PREDICTED,
+    ended_record,
     epochs_of,
     make_tracker,
     numbers_of,
@@ -23,12 +28,25 @@ from tests.wandb_searches import (
     row,
     search_once,
     trial,
+    write_model,
 )
 from tests.wandb_server import API_KEY, WandbServer
+from tune_inat.config import TrialConfig
 from tune_inat.tracking import Mode, WandbTracker, resolve_mode
 
 pytest_plugins = ["tests.wandb_fixtures"]
 pytestmark = pytest.mark.usefixtures("fresh_wandb")
+
+
+def charts_of_run(run: OfflineRun) -> list[str]:
+    return list(run.config["_wandb"].get("visualize", {}))
+
+
+def read_table(folder: Path, run: OfflineRun, name: str) -> list[list[Any]]:
+    """The rows of a table that a chart draws."""
+    (file,) = folder.glob(f"wandb/*{run.id}*/files/{run.summary[name]['path']}")
+    rows: list[list[Any]] = json.loads(file.read_bytes())["data"]
+    return rows
 
 
 # What a run holds
@@ -48,7 +66,50 @@ def test_config_holds_the_parameters_and_the_searchs_settings(tmp_path: Path) ->
     search_once(tmp_path, "001", run_config={"search": {"method": "grid"}})
     config = read_offline_runs(tmp_path)["001"].config
     assert config.pop("_wandb")
-    assert config == {"epochs": EPOCHS, "lr": 0.01, "search": {"method": "grid"}}
+    reuse = {"reuse/epochs_asked": EPOCHS, "reuse/epochs_trained": 0}
+    assert config == {"epochs": EPOCHS, "lr": 0.01, "search": {"method": "grid"}, **reuse}
+
+
+def test_config_is_plain_for_panels_over_many_runs(tmp_path: Path) -> None:
+    tracker = make_tracker(tmp_path)
+    report_whole(tracker, "001")
+    of_a_search = trial("002", **TrialConfig().model_dump())
+    tracker.log_trial_end(of_a_search)
+    tracker.finish()
+    config = read_offline_runs(tmp_path)["002"].config
+    config.pop("_wandb")
+    assert set(TrialConfig.model_fields) < set(config)
+    assert all(isinstance(value, str | int | float) for value in config.values())
+
+
+def test_config_says_what_was_shared(tmp_path: Path) -> None:
+    did = {"cut": "layer3", "precision": "bf16", "trainable_tensors": 8}
+    tracker = make_tracker(tmp_path)
+    for epoch in range(1, EPOCHS + 1):
+        reported = row(epoch, did=did, trained=epoch > 3)
+        tracker.log_trial_result(epoch, trial("001"), reported)
+    tracker.log_trial_end(trial("001"))
+    tracker.finish()
+    config = read_offline_runs(tmp_path)["001"].config
+    assert {name: value for name, value in config.items() if name.startswith("reuse/")} == {
+        "reuse/epochs_asked": EPOCHS,
+        "reuse/epochs_trained": 2,
+        "reuse/cut": "layer3",
+        "reuse/precision": "bf16",
+    }
+
+
+def test_epochs_trained_count_over_all_runs_of_the_command(tmp_path: Path) -> None:
+    first = make_tracker(tmp_path)
+    for epoch in (1, 2, 3):
+        first.log_trial_result(epoch, trial("001"), row(epoch, trained=True))
+    first.finish()
+    second = make_tracker(tmp_path, trained_before={"001": 3})
+    for epoch in range(1, EPOCHS + 1):
+        second.log_trial_result(epoch, trial("001"), row(epoch, trained=epoch > 3))
+    second.log_trial_end(trial("001"))
+    second.finish()
+    assert read_offline_runs(tmp_path)["001"].config["reuse/epochs_trained"] == EPOCHS
 
 
 def test_run_is_named_by_its_id_and_what_varies(tmp_path: Path) -> None:
@@ -68,6 +129,7 @@ def test_summary_has_the_best_and_the_last_value(tmp_path: Path) -> None:
     summary = read_offline_runs(tmp_path)["001"].summary
     assert summary["val_accuracy"] == {"max": 1.0, "last": 0.8}
     assert summary["val_loss"] == {"min": 0.2, "last": 0.2}
+    assert (summary["best_val_accuracy"], summary["best_val_loss"]) == (1.0, 0.2)
 
 
 def test_best_value_is_a_number_after_a_nan(tmp_path: Path) -> None:
@@ -145,6 +207,92 @@ def test_key_is_in_no_file(tmp_path: Path, server: WandbServer) -> None:
 def test_folder_of_any_name_holds_the_runs(hostile_path: Path) -> None:
     search_once(hostile_path, "001")
     assert epochs_of(read_offline_runs(hostile_path)["001"]) == ALL_EPOCHS
+
+
+# The best trial
+
+
+def test_best_run_has_charts_of_its_predictions(tmp_path: Path) -> None:
+    tracker = search_once(tmp_path, "001", "002")
+    before = read_offline_runs(tmp_path)["001"]
+    tracker.show_best(ended_record("001"), **PREDICTED, test_accuracy=0.75)
+    run = read_offline_runs(tmp_path)["001"]
+    assert tracker.problems == []
+    assert set(charts_of_run(run)) == CHARTS
+    cells = read_table(tmp_path, run, "confusion_matrix_table")
+    assert ["heron", "owl", 1] in cells  # the one mistake among PREDICTED
+    assert sum(count for *_, count in cells) == len(PREDICTED["labels"])
+    assert {name for name, *_ in read_table(tmp_path, run, "pr_curve_table")} == {"heron", "owl", "wren"}
+    assert numbers_of(run.summary) == {
+        **numbers_of(before.summary),
+        "test_accuracy": 0.75,
+        **{f"{name}_table": run.summary[f"{name}_table"] for name in CHARTS},
+    }
+    assert (run.exit_code, run.tags, epochs_of(run)) == (0, before.tags, [*ALL_EPOCHS, EPOCHS + 1])
+    assert not charts_of_run(read_offline_runs(tmp_path)["002"])
+
+
+def test_charts_leave_nothing_in_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    search_once(tmp_path / "search", "001").show_best(ended_record("001"), **PREDICTED)
+    for artifact in read_offline_runs(tmp_path / "search")["001"].artifacts:
+        assert all(Path(entry.local_path).exists() for entry in artifact.manifest.contents)
+    assert not [path for path in home.rglob("*") if "staging" in path.parts]
+
+
+def test_charts_are_written_once(tmp_path: Path) -> None:
+    search_once(tmp_path, "001").show_best(ended_record("001"), **PREDICTED)
+    assert charts_of_run(read_offline_runs(tmp_path)["001"])
+    before = sorted(tmp_path.rglob("*"))
+    search_once(tmp_path, "001").show_best(ended_record("001"), **PREDICTED)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_best_model_is_an_artifact_of_its_run(hostile_path: Path) -> None:
+    model = write_model(hostile_path)
+    tracker = search_once(hostile_path, "001")
+    tracker.show_best(ended_record("001"), **PREDICTED, model_folder=model)
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors").write_bytes(b"of a later search")
+    (artifact,) = [a for a in read_offline_runs(hostile_path)["001"].artifacts if a.type == "model"]
+    assert (artifact.name, sorted(artifact.aliases)) == ("a-search-model", ["best", "latest"])
+    (entry,) = [each for each in artifact.manifest.contents if each.path == "model.safetensors"]
+    assert Path(entry.local_path).read_bytes() == b"the weights"
+    assert hostile_path in Path(entry.local_path).parents
+    assert tracker.problems == []
+
+
+def test_model_can_be_kept_later_than_the_charts(tmp_path: Path) -> None:
+    search_once(tmp_path, "001").show_best(ended_record("001"), **PREDICTED)
+    model = write_model(tmp_path)
+    later = make_tracker(tmp_path)
+    later.finish()
+    assert later.show_best(ended_record("001"), **PREDICTED, model_folder=model) == []
+    run = read_offline_runs(tmp_path)["001"]
+    assert [artifact.name for artifact in run.artifacts if artifact.type == "model"] == ["a-search-model"]
+    assert epochs_of(run) == [*ALL_EPOCHS, EPOCHS + 1]
+    before = sorted(tmp_path.rglob("*"))
+    later.show_best(ended_record("001"), **PREDICTED, model_folder=model)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_best_trial_that_may_go_on_gets_no_charts_and_a_notice(tmp_path: Path) -> None:
+    tracker = make_tracker(tmp_path, is_over=lambda: True)
+    report(tracker, trial("001"), epochs=2)
+    tracker.log_trial_end(trial("001"))
+    tracker.finish()
+    tracker.show_best(replace(ended_record("001"), status="SKIPPED"), **PREDICTED)
+    assert not charts_of_run(read_offline_runs(tmp_path)["001"])
+    assert "001 is the best, but has not ended" in tracker.problems[-1]
+
+
+def test_charts_that_cannot_be_drawn_are_a_notice(tmp_path: Path) -> None:
+    tracker = search_once(tmp_path, "001")
+    tracker.show_best(ended_record("001"), **{**PREDICTED, "classes": ["too", "few"]})
+    assert "nothing more is written" in tracker.problems[-1]
 
 
 # A search that is started again

@@ -1,5 +1,6 @@
 """What waits on disk is found, can be sent with the printed line, and arrives whole and once."""
 
+import json
 import shlex
 import subprocess
 import sys
@@ -8,7 +9,20 @@ from pathlib import Path
 import pytest
 
 from tests.wandb_files import read_offline_runs
-from tests.wandb_searches import ALL_EPOCHS, epochs_of, make_tracker, report, search_once, trial
+from tests.wandb_searches import (
+    ALL_EPOCHS,
+    CHARTS,
+    EPOCHS,
+    PREDICTED,
+    assert_model_arrived,
+    ended_record,
+    epochs_of,
+    make_tracker,
+    report,
+    search_once,
+    trial,
+    write_model,
+)
 from tests.wandb_server import WandbServer
 from tune_inat.wandb_files import sync_line
 
@@ -62,6 +76,21 @@ def test_continued_run_has_each_step_once_on_the_server(
     (run,) = server.runs.values()
     assert run.steps == ALL_EPOCHS
     assert (run.exit_code, run.summary["val_accuracy"]["max"]) == (0, 1.0)
+
+
+def test_printed_line_sends_charts_and_model_of_the_best_trial(
+    hostile_path: Path, server: WandbServer
+) -> None:
+    tracker = search_once(hostile_path, "001")
+    tracker.show_best(ended_record("001"), **PREDICTED, model_folder=write_model(hostile_path))
+    line = sync_line(hostile_path)
+    assert line is not None
+    sync(line, hostile_path)
+    (run,) = server.runs.values()
+    assert (run.steps, run.exit_code) == ([*ALL_EPOCHS, EPOCHS + 1], 0)
+    assert run.summary["val_accuracy"] == {"max": 1.0, "last": 0.8}
+    assert set(json.loads(run.params["config"])["_wandb"]["value"]["visualize"]) == CHARTS
+    assert_model_arrived(server)
 
 
 def test_no_line_is_printed_when_nothing_waits(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Runs reach W&B, or the disk, whatever W&B does meanwhile; the search never waits."""
 
+import json
 import os
 import socket
 import subprocess
@@ -12,6 +13,11 @@ import pytest
 from tests.wandb_files import read_offline_runs
 from tests.wandb_searches import (
     ALL_EPOCHS,
+    CHARTS,
+    EPOCHS,
+    PREDICTED,
+    assert_model_arrived,
+    ended_record,
     epochs_of,
     make_tracker,
     report,
@@ -20,8 +26,10 @@ from tests.wandb_searches import (
     trial,
     use_server,
     wait_until,
+    write_model,
 )
 from tests.wandb_server import WandbServer
+from tune_inat.wandb_files import has_ended
 from tune_inat.wandb_writer import Patience
 
 pytest_plugins = ["tests.wandb_fixtures"]
@@ -46,6 +54,22 @@ def test_repeated_search_online_continues_its_run(tmp_path: Path, server: WandbS
     (run,) = server.runs.values()
     assert (run.steps, run.exit_code) == (ALL_EPOCHS, 0)
     assert run.summary["val_accuracy"] == {"max": 1.0, "last": 0.8}
+
+
+def test_best_trial_online_gets_its_charts_and_model(hostile_path: Path, server: WandbServer) -> None:
+    tracker = search_once(hostile_path, "001", "002", mode="online")
+    model = write_model(hostile_path)
+    tracker.show_best(ended_record("001"), **PREDICTED, test_accuracy=0.75, model_folder=model)
+    (run,) = [run for run in server.runs.values() if run.params["displayName"] == "001"]
+    assert (run.steps, run.exit_code) == ([*ALL_EPOCHS, EPOCHS + 1], 0)
+    assert (run.summary["test_accuracy"], run.summary["best_val_accuracy"]) == (0.75, 1.0)
+    assert run.summary["epoch"] == EPOCHS
+    assert set(json.loads(run.params["config"])["_wandb"]["value"]["visualize"]) == CHARTS
+    assert_model_arrived(server)
+    assert tracker.problems == []
+    again = search_once(hostile_path, "001", mode="online")
+    again.show_best(ended_record("001"), **PREDICTED)
+    assert run.steps == [*ALL_EPOCHS, EPOCHS + 1]
 
 
 # W&B fails
@@ -112,6 +136,29 @@ def test_interrupted_run_of_a_lost_server_is_whole_on_disk(tmp_path: Path, serve
     run = read_offline_runs(tmp_path)["001"]
     assert (epochs_of(run), run.exit_code) == ([1, 2], 255)
     assert not list(tmp_path.glob("wandb/run-*"))
+
+
+def test_server_lost_before_the_best_trial_leaves_its_charts_on_disk(
+    tmp_path: Path, server: WandbServer
+) -> None:
+    tracker = search_once(tmp_path, "001", mode="online")
+    server.stop()
+    tracker.show_best(ended_record("001"), **PREDICTED, model_folder=write_model(tmp_path))
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert has_ended(file)
+    assert set(read_offline_runs(tmp_path)["001"].config["_wandb"]["visualize"]) == CHARTS
+    assert len(tracker.problems) == 1
+    assert "W&B cannot be reached" in tracker.problems[0]
+
+
+def test_search_that_went_offline_does_not_try_again_for_its_best_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_server(f"http://127.0.0.1:{free_port()}", monkeypatch)
+    tracker = search_once(tmp_path, "001", mode="online")
+    tracker.show_best(ended_record("001"), **PREDICTED)
+    assert len(tracker.problems) == 1
+    assert set(read_offline_runs(tmp_path)["001"].config["_wandb"]["visualize"]) == CHARTS
 
 
 def test_hooks_do_not_wait_for_the_server(

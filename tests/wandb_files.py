@@ -23,6 +23,7 @@ class OfflineRun:
     summary: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     x_axes: dict[str, str] = field(default_factory=dict)  # metric (or glob) -> the metric it is plotted over
+    artifacts: list[Any] = field(default_factory=list)  # protobuf records
     n_files: int = 0
 
 
@@ -45,16 +46,30 @@ def _add(run: OfflineRun, record: Any) -> None:
         run.host = record.run.host
         run.id, run.name = record.run.run_id, record.run.display_name
         run.project, run.group, run.tags = record.run.project, record.run.run_group, tuple(record.run.tags)
-        run.config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        for item in record.run.config.update:
+            _merge(run.config, {item.key: json.loads(item.value_json)})
     elif kind == "history":
         run.rows.append(row_of(record.history))
     elif kind == "summary":
         for item in record.summary.update:
             _set(run.summary, list(item.nested_key) or [item.key], json.loads(item.value_json))
+    elif kind == "config":
+        for item in record.config.update:
+            _set(run.config, list(item.nested_key) or [item.key], json.loads(item.value_json))
+    elif kind == "artifact":
+        run.artifacts.append(record.artifact)
     elif kind == "metric":
         run.x_axes[record.metric.name or record.metric.glob_name] = record.metric.step_metric
     elif kind == "exit":
         run.exit_code = record.exit.exit_code
+
+
+def _merge(tree: dict[str, Any], other: dict[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = value
 
 
 def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -5,10 +5,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.wandb_files import OfflineRun
-from tests.wandb_server import API_KEY
+from tests.wandb_server import API_KEY, WandbServer
+from tune_inat.ledger import TrialRecord
 from tune_inat.tracking import WandbTracker
 from tune_inat.wandb_writer import Patience
 
@@ -71,3 +73,36 @@ def wait_until(holds: Any) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def ended_record(trial_id: str) -> TrialRecord:
+    """The ledger's record of a trial as `report_whole` reports it."""
+    rows = [row(epoch) for epoch in range(1, EPOCHS + 1)]
+    return TrialRecord(trial_id, trial(trial_id).config["params"], rows=rows, status="TERMINATED")
+
+
+PREDICTED: dict[str, Any] = {  # of six images; the second, a heron, is taken for an owl
+    "probabilities": np.array(
+        [[0.8, 0.1, 0.1], [0.3, 0.5, 0.2], [0.1, 0.7, 0.2], [0.2, 0.6, 0.2], [0, 0.1, 0.9], [0.1, 0, 0.9]]
+    ),
+    "labels": np.array([0, 0, 1, 1, 2, 2]),
+    "classes": ("heron", "owl", "wren"),
+}
+CHARTS = {"confusion_matrix", "pr_curve"}
+
+
+def write_model(folder: Path) -> Path:
+    model = folder / "best_model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"the weights")
+    (model / "config.json").write_text("{}")
+    return model
+
+
+def assert_model_arrived(server: WandbServer) -> None:
+    artifact = server.artifacts["a-search-model"]
+    assert (artifact.type, sorted(artifact.aliases)) == ("model", ["best", "latest"])
+    assert artifact.files == {"model.safetensors": b"the weights", "config.json": b"{}"}
+    assert artifact.is_committed
+    tables = {name.rpartition("-")[2] for name in server.artifacts} - {"model"}
+    assert tables == {f"{name}_table" for name in CHARTS}

@@ -26,11 +26,26 @@ class ReceivedRun:
         return [self.rows[line]["_step"] for line in sorted(self.rows)]
 
 
+@dataclass
+class ReceivedArtifact:
+    """What the server knows of an artifact. `files` by their names in it."""
+
+    type: str
+    aliases: list[str]
+    run_id: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    is_committed: bool = False
+
+
 class WandbServer:
-    """Serves on `url` between `start` and `stop`; `runs` holds what arrived, by run id."""
+    """Serves on `url` between `start` and `stop`.
+
+    `runs` holds what arrived, by run id, `artifacts` by their names.
+    """
 
     def __init__(self) -> None:
         self.runs: dict[str, ReceivedRun] = {}
+        self.artifacts: dict[str, ReceivedArtifact] = {}
         self._http = _QuietServer(("127.0.0.1", 0), _Handler)
         self._http.wandb = self  # type: ignore[attr-defined]  # how a handler finds its server
         self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -65,6 +80,19 @@ class WandbServer:
                 return {"serverInfo": versions}
             case "CreateRunFiles":
                 return self._upload_places(variables)
+            case "ArtifactType":  # W&B asks whether the name is taken by another type
+                return {"project": {"artifact": None}}
+            case "CreateArtifact":
+                return {"createArtifact": {"artifact": self._create_artifact(variables["input"])}}
+            case "CreateArtifactManifest" | "UpdateArtifactManifest":
+                place = {"id": "F", "uploadUrl": f"{self.url}/upload/manifest", "uploadHeaders": []}
+                answered = {"artifactManifest": {"id": "M", "file": place}}
+                return {operation[0].lower() + operation[1:]: answered}
+            case "CreateArtifactFiles":
+                return {"createArtifactFiles": {"files": {"edges": self._artifact_places(variables)}}}
+            case "CommitArtifact":
+                self.artifacts[variables["artifactID"]].is_committed = True
+                return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": "D"}}}
             case "ServerFeaturesQuery":
                 return {"serverInfo": {"features": []}}
             case _:
@@ -81,6 +109,26 @@ class WandbServer:
             run.summary = json.loads(line)
         if body.get("complete"):
             run.exit_code = body.get("exitcode")
+
+    def receive_file(self, path: str, content: bytes) -> None:
+        """Take an uploaded file; those of artifacts are kept."""
+        match path.split("/"):
+            case ["", "artifact", name, file]:
+                self.artifacts[name].files[file] = content
+
+    def _create_artifact(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        name = wanted["artifactCollectionName"]
+        aliases = [each["alias"] for each in wanted["aliases"]]
+        self.artifacts[name] = ReceivedArtifact(wanted["artifactTypeName"], aliases, wanted["runName"])
+        return {"id": name, "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
+
+    def _artifact_places(self, variables: dict[str, Any]) -> list[dict[str, Any]]:
+        nodes = []
+        for file in variables["input"]["artifactFiles"]:
+            place = f"{self.url}/artifact/{file['artifactID']}/{file['name']}"
+            node = {"storagePath": file["name"], "uploadUrl": place, "uploadHeaders": []}
+            nodes.append(node | {"uploadMultipartUrls": None, "artifact": {"id": file["artifactID"]}})
+        return [{"node": node} for node in nodes]
 
     def _upload_places(self, variables: dict[str, Any]) -> dict[str, Any]:
         files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in variables["files"]]
@@ -152,7 +200,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send({})
 
     def do_PUT(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        server: WandbServer = self.server.wandb  # type: ignore[attr-defined]  # set by WandbServer
+        server.receive_file(self.path, content)
         self._send({})
 
     def log_message(self, format: str, *args: object) -> None:  # no line on stderr for each request

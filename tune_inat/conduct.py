@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tune_inat.config import TrialConfig
 from tune_inat.disk import size_of
+from tune_inat.errors import UserError
 from tune_inat.inputs import Inputs, open_store, read_inputs
 from tune_inat.leaderboard import (
     BEST_MODEL_FOLDER,
@@ -34,6 +35,7 @@ from tune_inat.ledger import Ledger, TrialRecord
 from tune_inat.objective import Metric
 from tune_inat.plan import TrialNamer, complete_config, is_of_space, longest_trial
 from tune_inat.progress import Terminal
+from tune_inat.report import REPORT_FILE, write_report
 from tune_inat.runs import (
     STUDY_FILE,
     find_run_folder,
@@ -108,7 +110,7 @@ def _begin_anew(folder: Path, ledger: Ledger) -> None:
     """Remove what earlier runs of the command left and this one would go on from. W&B's runs are a record."""
     ledger.forget()
     shutil.rmtree(folder / BEST_MODEL_FOLDER, ignore_errors=True)
-    for name in (SUMMARY_FILE, LEADERBOARD_FILE, STUDY_FILE):
+    for name in (SUMMARY_FILE, LEADERBOARD_FILE, STUDY_FILE, REPORT_FILE):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -140,7 +142,8 @@ class _Conductor:
         self._started = started
         self._effort = Effort(pixels_decoded=0 if inputs.pixels is None else inputs.pixels.n_decoded)
         self._bench: Workbench | None = None  # of this process; heavy to import, so only when it is needed
-        self._forecast: Forecast | None = None
+        self._forecast: Forecast | None = None  # of trials that were run now
+        self._wandb: WandbTracker | None = None
         self._bytes_before = bytes_before
         self._is_to_begin_anew = not inputs.settings.reuse  # once nothing can be refused any more
 
@@ -156,12 +159,18 @@ class _Conductor:
         ranked = leaderboard(self._results(), self._metric.name, self._metric.goal)
         best = best_of(ranked)
         test = None if best is None else self._export(best)
+        if best is not None and not self._effort.is_interrupted:
+            self._show_best(best, test)
         self._inputs.store.make_room()  # for the epochs that trials have left
         summary = self._summary(ranked, best, test)
         write_leaderboard(self._folder, ranked)
         write_summary(self._folder, summary)
         self._terminal.closing(
-            self._folder, summary, varied_parameters(ranked), sync_line=summary["wandb_sync"]
+            self._folder,
+            summary,
+            varied_parameters(ranked),
+            report=self._report(),
+            sync_line=summary["wandb_sync"],
         )
         if summary["is_out_of_time"]:
             without = "" if self._settings.reuse else ", without --no-reuse,"
@@ -270,7 +279,7 @@ class _Conductor:
             self._effort.pixels_decoded += work.pixels_decoded
             job = bench.job
             ending = Ending(None if settings.max_hours is None else settings.max_hours * 3600)
-            tracker = self._tracker(ending)
+            tracker = self._wandb = self._tracker(ending)
             finished = self._finished()
             costs = self._forecast.trial_seconds
             with self._terminal.trials(n_left + len(finished), len(finished), self._metric, costs) as board:
@@ -339,6 +348,7 @@ class _Conductor:
             excludes=("rung_metric",),
             work=hash_of(work_identity(_identity(self._inputs))),
             is_over=ending.is_over,
+            trained_before={trial_id: record.epochs_trained for trial_id, record in self._records().items()},
         )
 
     # ---- the results
@@ -377,6 +387,39 @@ class _Conductor:
             bench.job = replace(bench.job, has_room=False)
         with self._terminal.task("Testing and exporting the best model", None, ""):
             return export_best(self._folder, bench, best, data_name=short_name(self._inputs.data.name))
+
+    def _show_best(self, best: TrialResult, test: TestResult | None) -> None:
+        """Give the best trial's W&B run its charts, and with `--wandb-model` the model."""
+        if self._forecast is None and not self._settings.wandb_model:
+            return  # an earlier run of the command has done it
+        from tune_inat.outcome import validation_probabilities
+        from tune_inat.tuning import Ending
+
+        tracker = self._wandb or self._tracker(Ending())
+        if tracker is None:
+            return
+        problems = tracker.show_best(
+            self._records()[best.trial_id],
+            probabilities=validation_probabilities(self._open_bench(), best),
+            labels=self._inputs.data.val.labels,
+            classes=self._inputs.data.classes,
+            test_accuracy=None if test is None else test.test_accuracy,
+            model_folder=self._folder / BEST_MODEL_FOLDER if self._settings.wandb_model else None,
+        )
+        for problem in problems:
+            self._terminal.warn(problem)
+
+    def _report(self) -> Path | None:
+        """The report's file; written now, unless nothing ran since an earlier run of the command left it."""
+        path = self._folder / REPORT_FILE
+        if self._forecast is None and path.exists():
+            return path
+        try:
+            with self._terminal.task("Writing the report", None, ""):
+                return write_report(self._folder)
+        except UserError as error:
+            self._terminal.warn(str(error))
+            return None
 
     def _summary(
         self, ranked: Sequence[TrialResult], best: TrialResult | None, test: TestResult | None

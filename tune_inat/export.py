@@ -1,23 +1,32 @@
-"""A trained classifier on disk: weights, configuration and metrics, enough to predict without the search."""
+"""A trained classifier on disk, enough to predict without the search; as ONNX too, by the command.
 
+`python -m tune_inat.export runs/NAME --onnx` writes `model.onnx` beside the weights.
+"""
+
+import csv
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+import typer
 
-from tune_inat.backbone import Backbone, Normalize, load_backbone
-from tune_inat.errors import UserError, printable
+from tune_inat.errors import UserError, printable, run_command
+from tune_inat.leaderboard import BEST_MODEL_FOLDER
 from tune_inat.store import write_atomically
+
+if TYPE_CHECKING:  # torch is imported where it is used: the command answers before it is loaded
+    from torch import Tensor, nn
+
+    from tune_inat.backbone import Backbone
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.json"
 CARD_FILE = "README.md"
+PREDICTIONS_FILE = "predictions.csv"  # in the folder of the search
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,8 @@ class ModelConfig:
     """What one must know to use the weights.
 
     Images are resized to `image_size` x `image_size` (the whole picture, bicubic), scaled to 0..1, then
-    normalised by `mean` and `std` (R, G, B). Output n of the network is the logit of `classes[n]`.
+    normalised by `mean` and `std` (R, G, B). Output n of the network is the logit of `classes[n]`. The
+    softmax of the logits divided by `temperature` are probabilities that fit the validation images.
     """
 
     model: str
@@ -36,6 +46,7 @@ class ModelConfig:
     trial_id: str
     epoch: int
     config: Mapping[str, Any]
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,14 +54,30 @@ class Classifier:
     """A network in eval mode, from pixels (n, 3, S, S) uint8, R, G, B, to logits (n, K)."""
 
     config: ModelConfig
-    network: nn.Module
+    network: "nn.Module"
+
+    def probabilities(self, pixels: "Tensor") -> "Tensor":
+        """Probabilities (n, K) float32 of pixels (n, 3, S, S) uint8, calibrated by the temperature."""
+        logits: Tensor = self.network(pixels)
+        return (logits.float() / self.config.temperature).softmax(dim=1)
 
 
 def save_classifier(
-    folder: Path, backbone: Backbone, config: ModelConfig, metrics: Mapping[str, Any]
+    folder: Path, backbone: "Backbone", config: ModelConfig, metrics: Mapping[str, Any], *, card: str
 ) -> None:
-    """Write a network as it is now, with what is needed to use it."""
+    """Write a network as it is now, with what is needed to use it.
+
+    The tensors have the names that they have in the plain network of torchvision or timm.
+
+    Args:
+        card: the model card, Markdown.
+    """
+    from safetensors.torch import save_file
+
+    from tune_inat.onnx_export import ONNX_FILE
+
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / ONNX_FILE).unlink(missing_ok=True)  # of weights that were here before
     # safetensors has no strides: contiguous copies, whatever layout the network trained in.
     tensors: dict[str, Tensor] = {
         name: value.detach().cpu().contiguous().clone() for name, value in backbone.model.state_dict().items()
@@ -60,7 +87,7 @@ def save_classifier(
     aside.replace(folder / WEIGHTS_FILE)
     content = json.dumps(asdict(config), indent=2) + "\n"
     write_atomically(folder / METRICS_FILE, (json.dumps(metrics, indent=2) + "\n").encode())
-    write_atomically(folder / CARD_FILE, _card(config, metrics).encode())
+    write_atomically(folder / CARD_FILE, card.encode(errors="backslashreplace"))
     write_atomically(folder / CONFIG_FILE, content.encode())  # last: with it, the model is whole
 
 
@@ -70,6 +97,12 @@ def load_classifier(folder: Path) -> Classifier:
     Raises:
         UserError: there is no such model, or it is torn.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from torch import nn
+
+    from tune_inat.backbone import Normalize, load_backbone
+
     config = _read_config(folder)
     backbone = load_backbone(
         config.model,
@@ -99,6 +132,7 @@ def _read_config(folder: Path) -> ModelConfig:
             trial_id=str(values["trial_id"]),
             epoch=int(values["epoch"]),
             config=dict(values["config"]),
+            temperature=_positive(values.get("temperature", 1.0)),  # older models have none
         )
     except FileNotFoundError as error:
         raise UserError(
@@ -113,29 +147,58 @@ def _channels(values: Any) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _card(config: ModelConfig, metrics: Mapping[str, Any]) -> str:
-    """The model card: what it is, how good, how to use it."""
-    lines = [
-        f"# {config.model}, fine-tuned on {metrics['data']}",
-        "",
-        f"Trial `{config.trial_id}`, epoch {config.epoch}. Images of {config.image_size} x "
-        f"{config.image_size} px, {len(config.classes)} classes: "
-        + ", ".join(_code(name) for name in config.classes[:50])
-        + (" ..." if len(config.classes) > 50 else "")
-        + ".",
-        "",
-        "| metric | value |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in metrics.items() if isinstance(value, float)),
-        "",
-        "The metrics are those of these very weights. Predict with",
-        "",
-        "    python -m tune_inat.predict . IMAGE_OR_FOLDER...",
-        "",
-    ]
-    return "\n".join(lines)
+def _positive(value: Any) -> float:
+    number = float(value)
+    if not 0 < number < float("inf"):
+        raise ValueError(f"temperature {value}")
+    return number
 
 
-def _code(text: str) -> str:
-    """Foreign text as code in Markdown, on one line."""
-    return "`" + printable(text).replace("`", "'").replace("\n", " ") + "`"
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    run: Annotated[Path, typer.Argument(help="The folder of a search (runs/NAME), or of a model.")],
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Write model.onnx, and compare it with the network.")
+    ] = False,
+) -> None:
+    """Write the best model in another format, beside its weights."""
+    if not onnx:
+        raise UserError("Say in which format: --onnx.")
+    from tune_inat.onnx_export import ONNX_FILE, check_packages, write_onnx
+
+    check_packages()
+    folder = model_folder(run)
+    classifier = load_classifier(folder)
+    checked = write_onnx(
+        classifier.network,
+        folder / ONNX_FILE,
+        image_size=classifier.config.image_size,
+        images=_known_images(folder),
+    )
+    sys.stdout.write(printable(str(folder / ONNX_FILE)) + "\n")
+    sys.stderr.write(f"{checked}\n")
+
+
+def model_folder(run: Path) -> Path:
+    """The folder of a model: `runs/NAME/best_model`, or the folder itself."""
+    inner = run / BEST_MODEL_FOLDER
+    return inner if inner.is_dir() else run
+
+
+def _known_images(folder: Path) -> list[Path]:
+    """The images that the search predicted, as far as they are still where they were."""
+    try:
+        with (folder.resolve().parent / PREDICTIONS_FILE).open(
+            encoding="utf-8", errors="surrogateescape", newline=""
+        ) as file:
+            paths = [Path(row["file"]) for row in csv.DictReader(file)]
+    except (OSError, csv.Error, KeyError, TypeError):
+        return []
+    return [path for path in paths if path.is_file()]
+
+
+if __name__ == "__main__":
+    run_command(app)

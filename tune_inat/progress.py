@@ -140,6 +140,7 @@ class Terminal:
         summary: Mapping[str, Any],
         varied: Sequence[str],
         *,
+        report: Path | None = None,
         sync_line: str | None = None,
     ) -> None:
         """The results of a search: its leaderboard, its best model, and what to type next.
@@ -148,6 +149,7 @@ class Terminal:
             folder: of the search.
             summary: the content of its `summary.json`.
             varied: the parameters in which its trials differ.
+            report: the page that was made of them.
             sync_line: the command that would send its W&B runs, if they are on disk only.
         """
         trials, best = summary["trials"], summary["best"]
@@ -177,13 +179,15 @@ class Terminal:
             command = f"python -m tune_inat.predict {shlex.quote(str(folder))} IMAGE_OR_FOLDER..."
             self._labelled("Next", command)
         self._labelled("Table", str(folder / "trials.csv"))
+        if report is not None:
+            self._labelled("Report", str(report))
         if sync_line is not None:
             self._labelled("W&B", sync_line)
         if summary["status"] == "INTERRUPTED":
             self._labelled("Go on", summary["command"])
 
     def _labelled(self, label: str, text: str, style: str = "") -> None:
-        line = Text.assemble((f"{label + ':':<7}", "dim"), (_line(text), style))
+        line = Text.assemble((f"{label + ':':<8}", "dim"), (_line(text), style))
         self._results.print(line, soft_wrap=True)  # no line break of ours in what will be copied
 
     def _result(self, text: str, style: str = "") -> None:

@@ -123,6 +123,7 @@ def main(
     skip_bad_images: Annotated[bool, _option("skip_bad_images", "--skip-bad-images")] = False,
     wandb: Annotated[str | None, _option("wandb")] = None,
     wandb_project: Annotated[str | None, _option("wandb_project")] = None,
+    wandb_model: Annotated[bool, _option("wandb_model", "--wandb-model")] = False,
     address: Annotated[str | None, _option("address")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="print summary.json, or the plan, alone on stdout")

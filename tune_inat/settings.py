@@ -1,5 +1,6 @@
 """What a user asks of a search, and what follows from it for all of its trials."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -47,6 +48,7 @@ class SearchSettings(BaseModel):
     skip_bad_images: bool = Field(False, description="leave out images that cannot be read")
     wandb: Literal["online", "offline", "disabled"] | None = Field(None, description="W&B's mode")
     wandb_project: str | None = Field(None, min_length=1, description="W&B's project")
+    wandb_model: bool = Field(False, description="keep the best model in W&B, with its trial's run")
     address: str | None = Field(None, min_length=1, description="a running Ray cluster: auto, or host:port")
 
     def given(self) -> dict[str, Any]:
@@ -94,6 +96,7 @@ def make_settings(**arguments: Any) -> SearchSettings:
             _storage_problem(settings),
             _name_problem(settings),
             project_problem(settings.wandb_project),
+            _model_problem(settings),
         )
         if text is not None
     ]
@@ -139,6 +142,17 @@ def project_problem(project: str | None) -> str | None:
         return f"W&B project {shown(project)}: its name cannot have {' '.join(bad)} in it."
     if len(project) > MAX_PROJECT_NAME:
         return f"W&B project {shown(project)}: its name is longer than {MAX_PROJECT_NAME} characters."
+    return None
+
+
+def _model_problem(settings: SearchSettings) -> str | None:
+    """A model can only be kept in a W&B that is there."""
+    if not settings.wandb_model:
+        return None
+    if settings.wandb == "disabled":
+        return "--wandb-model: --wandb disabled leaves no run to keep a model with. Leave out one of them."
+    if settings.wandb is None and os.environ.get("WANDB_MODE", "").lower() == "disabled":
+        return "--wandb-model: WANDB_MODE=disabled leaves no run to keep a model with. --wandb offline would."
     return None
 
 

@@ -19,7 +19,8 @@ from ray.tune.result import AUTO_RESULT_KEYS, DEBUG_METRICS
 
 from tune_inat.ledger import TrialRecord
 from tune_inat.wandb_charts import BestTrial
-from tune_inat.wandb_writer import DONE, FAILED, INTERRUPTED, Patience, RunStart, RunWriter, SearchRecord
+from tune_inat.wandb_runs import DONE, FAILED, INTERRUPTED, RunStart, SearchRecord
+from tune_inat.wandb_writer import Patience, RunWriter
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -175,13 +176,12 @@ class WandbTracker(WandbLoggerCallback):
         classes: Sequence[str],
         test_accuracy: float | None = None,
         model_folder: Path | None = None,
-    ) -> None:
+    ) -> list[str]:
         """Give the best trial's run charts of its predictions, and its model; to be called after `finish`.
 
-        The run is opened again, where it is: on the server, or on disk in a further file. If it has its
-        charts already, nothing is written. What goes wrong joins `problems`. It waits for a bounded time,
-        longer with a model to send. A trial that may still go on gets no charts: they stand after its last
-        epoch.
+        The run is opened again, where it is: on the server, or on disk in a further file. What it has
+        already is not written again. It waits for a bounded time, longer with a model to send. A trial that
+        may still go on gets no charts: they stand after its last epoch.
 
         Args:
             record: of the trial, from the ledger.
@@ -190,10 +190,15 @@ class WandbTracker(WandbLoggerCallback):
             classes: the K names. Of many, charts have only those with most errors: `wandb_charts.charts_of`.
             test_accuracy: for the run's summary, if there is one.
             model_folder: a folder to keep as an artifact of type model.
+
+        Returns:
+            What went wrong, for the user; it is among `problems`, too.
         """
         if not record.is_finished:
-            self._notices.append(f"W&B: trial {record.trial_id} is the best, but has not ended: no charts.")
-            return
+            self._notices.append(
+                f"W&B: trial {record.trial_id} is the best, but has not ended. It has its charts when it has."
+            )
+            return self._notices[-1:]
         writer = RunWriter(
             self._search,
             is_online=self._is_online if self._writer is None else self._writer.is_online,
@@ -209,7 +214,9 @@ class WandbTracker(WandbLoggerCallback):
         writer.put(partial(writer.show_best, start.id, best))
         writer.put(partial(writer.end, start.id, DONE))
         writer.finish(is_interrupted=False, extra_seconds=self._patience.upload if model_folder else 0.0)
-        self._notices += [problem for problem in writer.problems if problem not in self.problems]
+        news = [problem for problem in writer.problems if problem not in self.problems]
+        self._notices += news
+        return news
 
     def _put(self, work: Callable[[RunWriter], None]) -> None:
         if self._writer is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+MODEL_TYPE = "model"  # of the artifact that a search's best model is
 OFFLINE = "offline-"  # how W&B begins the name of an offline run's folder
 
 # A `.wandb` file is a LevelDB log (google/leveldb, doc/log_format.md) of protobuf records behind W&B's own
@@ -32,11 +33,13 @@ class Recorded:
     Attributes:
         steps: those that have a row in the history. Up to the run's last epoch, a step is an epoch.
         exit_code: with which the run ended last; `None` if it never did.
+        has_model: whether a model was kept with it.
         is_waiting: whether a file of it waits for `wandb sync`.
     """
 
     steps: set[int] = field(default_factory=set)
     exit_code: int | None = None
+    has_model: bool = False
     is_waiting: bool = False
 
 
@@ -75,6 +78,7 @@ def read_recorded(folder: Path, run_id: str) -> Recorded:
             continue
         recorded.steps |= found.steps
         recorded.exit_code = found.exit_code
+        recorded.has_model |= found.has_model
         recorded.is_waiting |= is_waiting
     return recorded
 
@@ -99,6 +103,8 @@ def _read_one(path: Path) -> tuple[Recorded, bool]:
             has_run |= record.HasField("run")
             if record.HasField("history"):
                 recorded.steps.add(int(row_of(record.history)["_step"]))
+            elif record.HasField("artifact"):
+                recorded.has_model |= record.artifact.type == MODEL_TYPE
             elif record.HasField("exit"):
                 recorded.exit_code = record.exit.exit_code
     except TornFileError:

@@ -1,7 +1,6 @@
 """The one thread that owns a search's W&B runs: opens, fills and closes them, and survives W&B's failures."""
 
 import logging
-import math
 import os
 import queue
 import shutil
@@ -9,18 +8,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import wandb
 
 from tune_inat.objective import GOALS
-from tune_inat.wandb_charts import BestTrial, charts_of, model_artifact
+from tune_inat.wandb_charts import BestTrial, charts_of, data_kept_in, model_artifact
 from tune_inat.wandb_files import has_ended, read_recorded
+from tune_inat.wandb_runs import BEST_OF, INTERRUPTED, Run, RunStart, SearchRecord, status_of, summary_of
 
-BEST_OF = {"minimize": min, "maximize": max}
-DONE, FAILED, INTERRUPTED = 0, 1, 255  # exit codes; 255 is what W&B itself ends runs with on Ctrl-C
 FLUSH_SECONDS = 1.0  # W&B's 15 s lose whole short runs to a `kill -9`; 1 s costs nothing measurable
 N_UNFLUSHED = 100  # more runs do not end while W&B writes out the last of them
 LAST_SECONDS = 2.0  # after patience has ended: what is left goes offline, some 20 ms a run
@@ -44,61 +42,6 @@ class Patience:
     upload: float = 600.0
 
 
-@dataclass(frozen=True)
-class SearchRecord:
-    """What the runs of a search have in common. They land in `folder`/wandb."""
-
-    folder: Path
-    project: str
-    entity: str | None
-    group: str
-    tags: tuple[str, ...]
-    notes: str | None
-
-
-@dataclass(frozen=True)
-class RunStart:
-    """What is known of a run before its first row. `epochs` is how many it will have if nothing stops it."""
-
-    id: str
-    name: str
-    config: Mapping[str, Any]
-    epochs: int
-
-
-@dataclass
-class _Run:
-    """A run until it has ended, with all its rows: should W&B's process die, they are written again.
-
-    Attributes:
-        rows: by epoch.
-        known: the steps whose row is in a file or on the server: epochs, and one more for the charts.
-        facts: of its config, as far as they are known by now.
-        best: what to show if it is the best trial's.
-        earlier: the run's folders from before this process.
-        exit_code: with which the run ended in an earlier search.
-        stays_offline: rows of it wait on disk, and `wandb sync` must send the rest after them.
-        is_online: whether it was last opened, or tried to be, online.
-        handle: W&B's own run while it is open.
-    """
-
-    start: RunStart
-    earlier: frozenset[Path]
-    known: set[int]
-    exit_code: int | None
-    stays_offline: bool
-    rows: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    best: BestTrial | None = None
-    is_online: bool = False
-    handle: Any = None
-
-    @property
-    def charts_step(self) -> int:
-        """Where charts stand in the history: after all rows that there can be."""
-        return self.start.epochs + 1
-
-
 class RunWriter:
     """Does work in its own thread, in order. Nothing that goes wrong with W&B comes back to the caller.
 
@@ -119,7 +62,7 @@ class RunWriter:
         self._search = search
         self._is_online = is_online
         self._patience = patience
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, Run] = {}
         self._ended: deque[Path] = deque(maxlen=N_UNFLUSHED)
         self._restarts = 0
         self._has_given_up = False
@@ -155,12 +98,13 @@ class RunWriter:
         """Open a run, or wait with that for a new row if there are rows of it from an earlier search."""
         if start.id not in self._runs:
             recorded = read_recorded(self._search.folder, start.id)
-            self._runs[start.id] = _Run(
+            self._runs[start.id] = Run(
                 start,
                 earlier=frozenset(self._folders_of(start.id)),
                 known=recorded.steps,
                 exit_code=recorded.exit_code,
                 stays_offline=recorded.is_waiting,
+                has_model=recorded.has_model,
             )
         run = self._runs[start.id]
         if run.handle is None and not run.known:
@@ -170,7 +114,7 @@ class RunWriter:
         """Write the row of an epoch, unless it is known, and what the config has to say by then."""
         run = self._runs[run_id]
         run.rows.setdefault(epoch, row)
-        is_news = facts.items() - run.facts.items()
+        news = facts.items() - run.facts.items()
         run.facts |= facts
         if epoch in run.known:
             return
@@ -178,14 +122,14 @@ class RunWriter:
             self._open(run)
         else:
             self._log(run, epoch)
-            if is_news:
+            if news:
                 run.handle.config.update(run.facts, allow_val_change=True)
 
     def show_best(self, run_id: str, best: BestTrial) -> None:
         """Add the charts and the model of a best trial to its run, unless it has them."""
         run = self._runs[run_id]
         run.best = best
-        if run.charts_step in run.known:
+        if not (run.lacks_charts or run.lacks_model):
             return
         if run.handle is None:
             self._open(run)
@@ -200,10 +144,8 @@ class RunWriter:
             return
         if run.handle is None:
             self._open(run)
-        status = _status(run, exit_code)
-        ending = {"status": status, "stopped_early": status == "STOPPED"}
-        run.handle.summary.update({**_best_and_last(run.rows), **ending, **_of_model(run)})
-        run.handle.tags = (*self._search.tags, status)
+        run.handle.summary.update(summary_of(run, exit_code))
+        run.handle.tags = (*self._search.tags, status_of(run, exit_code))
         run.handle.finish(exit_code=exit_code)
         self._ended.append(Path(run.handle.sync_dir, f"run-{run_id}.wandb"))
         del self._runs[run_id]
@@ -285,13 +227,14 @@ class RunWriter:
             if run.is_online:  # what was begun online is written again, whole
                 for folder in self._folders_of(run.start.id) - run.earlier:
                     shutil.rmtree(folder, ignore_errors=True)
-            run.known = read_recorded(self._search.folder, run.start.id).steps
+            recorded = read_recorded(self._search.folder, run.start.id)
+            run.known, run.has_model = recorded.steps, recorded.has_model
             if run.handle is not None:
                 self._open(run)
 
     # W&B's own calls.
 
-    def _open(self, run: _Run) -> None:
+    def _open(self, run: Run) -> None:
         if self._must_hurry.is_set() and self._is_online:
             self._is_online = False
             self._say("slow", "W&B is slower than the search: its last runs stay on disk.")
@@ -321,22 +264,28 @@ class RunWriter:
             run.handle.config.update(run.facts, allow_val_change=True)
         for epoch in sorted(run.rows.keys() - run.known):
             self._log(run, epoch)
-        if run.best is not None and run.charts_step not in run.known:
+        if run.best is not None:
             self._log_best(run, run.best)
 
-    def _log(self, run: _Run, epoch: int) -> None:
+    def _log(self, run: Run, epoch: int) -> None:
         run.handle.log(dict(run.rows[epoch]), step=epoch, commit=True)
         run.known.add(epoch)
 
-    def _log_best(self, run: _Run, best: BestTrial) -> None:
-        if best.model_folder is not None:
-            aside = Path(run.handle.sync_dir) / "model"
-            artifact = model_artifact(best.model_folder, search=self._search.group, aside=aside)
-            run.handle.log_artifact(artifact, aliases=["latest", "best"])
-        run.handle.log(charts_of(best), step=run.charts_step, commit=True)
-        run.known.add(run.charts_step)
+    def _log_best(self, run: Run, best: BestTrial) -> None:
+        folder = Path(run.handle.sync_dir)
+        with data_kept_in(folder):
+            if best.model_folder is not None and run.lacks_model:
+                artifact = model_artifact(
+                    best.model_folder, search=self._search.group, aside=folder / "model"
+                )
+                run.handle.log_artifact(artifact, aliases=["latest", "best"])
+                run.has_model = True
+            if run.lacks_charts:
+                row = {"epoch": max(run.rows, default=0), **charts_of(best)}  # else W&B takes epoch 0
+                run.handle.log(row, step=run.charts_step, commit=True)
+                run.known.add(run.charts_step)
 
-    def _settings(self, run: _Run) -> wandb.Settings:
+    def _settings(self, run: Run) -> wandb.Settings:
         """No output, no code, nothing about the machine, no long waits."""
         has_model = run.best is not None and run.best.model_folder is not None
         closing = self._patience.upload if has_model else self._patience.closing
@@ -367,31 +316,3 @@ class RunWriter:
         if kind not in self._said:
             self._said.add(kind)
             self.problems.append(problem)
-
-
-def _status(run: _Run, exit_code: int) -> str:
-    if exit_code != DONE:
-        return "ERROR" if exit_code == FAILED else "INTERRUPTED"
-    return "STOPPED" if max(run.rows, default=0) < run.start.epochs else "TERMINATED"
-
-
-def _of_model(run: _Run) -> dict[str, float]:
-    best = run.best
-    return {} if best is None or best.test_accuracy is None else {"test_accuracy": best.test_accuracy}
-
-
-def _best_and_last(rows: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """The summary of the metrics with a goal: in W&B's form, and the best as a plain number.
-
-    W&B computes the former while a run goes on, but from one file's rows, and a NaN there stays its minimum.
-    Panels over many runs, such as parallel coordinates, take plain numbers: `best_val_accuracy`.
-    """
-    summary: dict[str, Any] = {}
-    for name, goal in GOALS.items():
-        values = [rows[epoch][name] for epoch in sorted(rows) if name in rows[epoch]]
-        finite = [value for value in values if math.isfinite(value)]
-        if finite:
-            best = BEST_OF[goal]
-            summary[name] = {best.__name__: best(finite), "last": values[-1]}
-            summary[f"best_{name}"] = best(finite)
-    return summary

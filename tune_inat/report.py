@@ -1,0 +1,70 @@
+"""`report.html` of a search, a page that holds all it needs: `python -m tune_inat.report runs/NAME`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tune_inat.errors import UserError, printable, run_command
+from tune_inat.report_facts import read_search_to_report
+from tune_inat.store import write_atomically
+
+REPORT_FILE = "report.html"
+
+
+def write_report(folder: Path) -> Path:
+    """Write the report of a search, whether it has ended or not, into the search's folder.
+
+    The same folder gives the same page. It holds all it needs: no network, no other file.
+
+    Raises:
+        UserError: there is no such folder, it holds no search, or the page cannot be written there.
+    """
+    search = read_search_to_report(folder)
+    from tune_inat.report_lead import lead
+    from tune_inat.report_model import (
+        audit_section,
+        model_sections,
+    )  # Optuna and plotly, for a real search only
+    from tune_inat.report_page import page
+    from tune_inat.report_sections import (
+        curves_section,
+        leaderboard_section,
+        parameters_section,
+        recipe_section,
+        rungs_section,
+        timeline_section,
+    )
+
+    sections = [
+        leaderboard_section(search),
+        curves_section(search),
+        parameters_section(search),
+        rungs_section(search),
+        timeline_section(search),
+        *model_sections(search),
+        audit_section(search),
+        recipe_section(search),
+    ]
+    content = page(f"{search.name}: report of a search", lead(search), sections)
+    path = folder / REPORT_FILE
+    try:
+        write_atomically(path, content.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise UserError(f"{path}: it cannot be written ({os.strerror(error.errno or 0)}).") from error
+    return path
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(folder: Annotated[Path, typer.Argument(help="The folder of a search: runs/NAME.")]) -> None:
+    """Write the report of a search to report.html in its folder; of one that still runs, too."""
+    sys.stdout.write(f"{printable(str(write_report(folder)))}\n")
+
+
+if __name__ == "__main__":
+    run_command(app)
