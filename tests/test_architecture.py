@@ -20,11 +20,11 @@ images data
 recipe weights architectures backbone freeze graph convolutions tracing
 states wandb_files wandb_charts wandb_runs wandb_writer tracking
 frozen features sources leaderboard onnx_export export model_card labelled predict
-job network plan workbench probe figures workload forecast trial precision inputs summary outcome
+job network plan workbench probe figures sharing workload forecast trial precision inputs summary outcome
 cluster searchers tuning preparation
 report_predictions report_facts report_page report_study report_charts report_lead report_sections
 report_model report
-comparison results conduct search
+comparison results conclusion conduct search
 """
 ORDER = FLOORS.split()
 ROOMS = {

@@ -1,6 +1,9 @@
 """How a command ends: with a word and an exit code, never with a traceback for a user's mistake."""
 
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 import typer
@@ -11,6 +14,13 @@ from tune_inat.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USAGE, UserError,
 @pytest.fixture(autouse=True)
 def _no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["command"])
+
+
+@pytest.fixture(autouse=True)
+def _own_interrupts() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def command_of(body: Callable[[], None]) -> typer.Typer:
@@ -57,3 +67,24 @@ def test_a_bug_keeps_its_traceback() -> None:
 
     with pytest.raises(ZeroDivisionError):
         run_command(command_of(body))
+
+
+BACKGROUND = """
+import threading, time
+from tune_inat.errors import run_command
+
+def command():
+    threading.Thread(target=time.sleep, args=(60,)).start()  # as Ray that ends
+    raise KeyboardInterrupt
+
+run_command(command)
+"""
+
+
+def test_a_second_interrupt_leaves_at_once_without_a_traceback() -> None:
+    process = subprocess.Popen([sys.executable, "-c", BACKGROUND], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "Interrupted.\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == EXIT_INTERRUPTED
+    assert process.stderr.read() == ""

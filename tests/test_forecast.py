@@ -10,6 +10,7 @@ from tests.benches import IMAGE_SIZE, config_of, make_bench, reports_of
 from tune_inat.config import TrialConfig
 from tune_inat.devices import Devices
 from tune_inat.disk import size_of
+from tune_inat.figures import Cuts
 from tune_inat.forecast import Forecast, Forecaster
 from tune_inat.plan import PlannedTrial, TrialNamer
 from tune_inat.probe import Probe
@@ -26,7 +27,8 @@ def trials_of(configs: Sequence[TrialConfig]) -> list[PlannedTrial]:
 
 
 def forecaster_of(bench: Workbench, *configs: TrialConfig, budget: int | None = None) -> Forecaster:
-    return Forecaster(bench, trials_of(configs), budget=budget, files=bench.job.files, probes=bench.job.store)
+    cuts, probe = Cuts(bench), Probe(bench, bench.job.store)
+    return Forecaster(bench, trials_of(configs), budget=budget, files=bench.job.files, cuts=cuts, probe=probe)
 
 
 def forecast_of(bench: Workbench, *configs: TrialConfig, budget: int | None = None) -> Forecast:
@@ -134,49 +136,6 @@ def test_more_trials_at_a_time_need_less_time_and_more_memory(
     )
     assert two.seconds["training"] < one.seconds["training"]
     assert two.memory["total"] == 2 * one.memory["total"]
-
-
-def test_devices_are_shared_out_by_what_is_quicker(
-    images: Path, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Four trials: with two threads a step is hardly quicker, or much quicker."""
-    forecaster = forecaster_of(make_bench(images, store), *(config_of(lr=lr) for lr in (0.1, 0.2, 0.3, 0.4)))
-    many = replace(ONE_AT_A_TIME, n_cpus=2, max_concurrent=2)
-    few = replace(ONE_AT_A_TIME, n_cpus=2, cpus_per_trial=2)
-    probe = forecaster._probe
-    times = probe.step_times(config_of(), n_threads=1)
-    monkeypatch.setattr(probe, "contention", lambda **_: 1.0)
-    for speed_up, quicker in ((1.1, many), (3.0, few)):
-        monkeypatch.setattr(
-            probe,
-            "step_times",
-            lambda config, *, n_threads, by=speed_up: replace(
-                times, step_seconds=times.step_seconds / by ** (n_threads - 1)
-            ),
-        )
-        assert forecaster.choose_devices([many, few]) == quicker
-
-
-def test_threads_of_a_trial_do_not_depend_on_reuse(
-    images: Path, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One family of three trials: shared, a single trial runs at a time, and it gains by a second thread."""
-    monkeypatch.setattr(Probe, "contention", lambda *_, **__: 1.0)
-    few = replace(ONE_AT_A_TIME, n_cpus=2, cpus_per_trial=2)
-    many = replace(ONE_AT_A_TIME, n_cpus=2, max_concurrent=2)
-    for reuse in (True, False):
-        bench = make_bench(images, store, reuse=reuse)
-        forecaster = forecaster_of(bench, *(config_of(epochs=epochs) for epochs in (1, 2, 3)))
-        times = forecaster._probe.step_times(config_of(), n_threads=1)
-        monkeypatch.setattr(
-            forecaster._probe,
-            "step_times",
-            lambda _, *, n_threads, of=times: replace(
-                of, step_seconds=of.step_seconds / 1.5 ** (n_threads - 1)
-            ),
-        )
-        assert forecaster.n_at_once == 1
-        assert forecaster.choose_devices([many, few]) == few
 
 
 def test_a_step_that_fails_does_not_end_the_search(images: Path, store: Store) -> None:

@@ -35,7 +35,7 @@ class Exported:
         self.bench = bench
         self.folder = folder
         self.best = best
-        self.test: TestResult | None = export_best(folder, bench, best, data_name="photos")
+        self.test: TestResult | None = export_best(folder, bench, best, data_name="photos").test
         self.model = folder / BEST_MODEL_FOLDER
 
     def rows(self, part: str) -> list[dict[str, str]]:

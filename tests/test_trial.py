@@ -1,5 +1,6 @@
 """A trial is a pure function: whatever is kept, replayed or resumed, its numbers are the same."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from tests.benches import IMAGE_SIZE, config_of, make_bench, numbers_of, reports_of
 from tune_inat.cuts import KeptCuts
 from tune_inat.freeze import trainable_state
+from tune_inat.frozen import threads
 from tune_inat.metrics import unpack_correct
 from tune_inat.store import Store
 from tune_inat.trial import EpochReport, NonFiniteLossError, Trainer, run_trial, weights_after
@@ -72,6 +74,30 @@ def test_an_epoch_says_which_validation_images_it_gets_right(images: Path, store
     (report,) = reports_of(bench, config_of(epochs=1))
     correct = unpack_correct(report.correct, len(bench.job.data.val.labels))
     assert correct.mean() == report.row["val_accuracy"]
+
+
+def test_epochs_of_other_threads_are_another_trials(images: Path, store: Store) -> None:
+    """Sums are rounded by the threads that share them."""
+    config = config_of(epochs=1)
+    reports_of(make_bench(images, store), config)
+    bench = make_bench(images, store)
+    bench.job = replace(bench.job, n_threads=2)
+    with threads(2):
+        (report,) = reports_of(bench, config)
+    assert report.trained
+    assert report.did["threads"] == 2
+
+
+def test_weights_that_are_lost_come_again_as_the_trial_had_them(images: Path, store: Store) -> None:
+    config = config_of(epochs=2, freeze=0.5)
+    bench = make_bench(images, store)
+    reports_of(bench, config)
+    kept = {name: p.detach().clone() for name, p in weights_after(bench, config, 2).trainable.items()}
+    shutil.rmtree(bench.states(config).folder)
+    with threads(2):  # as the process that exports has them
+        again = weights_after(bench, config, 2).trainable
+        assert torch.get_num_threads() == 2
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 
 def test_schedule_that_knows_the_last_epoch_shares_none(images: Path, store: Store) -> None:

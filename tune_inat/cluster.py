@@ -35,6 +35,7 @@ WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
 }
 CONNECT_SECONDS = 5.0
+LEAVE_SECONDS = 3.0  # to say goodbye to a cluster
 OBJECT_STORE_BYTES = 256 * 2**20  # Ray carries a search's description only; images and weights are on disk
 
 
@@ -90,13 +91,17 @@ def ray_session(address: str | None, *, n_gpus: int | None = None) -> Iterator[C
 
     for earlier in _sessions:
         earlier.join()
-    thread = threading.Thread(target=live, name="ray-session")
-    _sessions[:] = [thread]
-    thread.start()
+    # Of a cluster no process is ours: nothing has to be waited for, and one that does not answer cannot be.
+    thread = threading.Thread(target=live, name="ray-session", daemon=address is not None)
     try:
+        thread.start()
+        if not thread.daemon:
+            _sessions[:] = [thread]
         yield wait
     finally:
         is_over.set()
+        if thread.daemon:
+            thread.join(LEAVE_SECONDS)
 
 
 def _init_ray(address: str | None, n_gpus: int | None) -> None:

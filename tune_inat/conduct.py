@@ -3,16 +3,15 @@
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from tune_inat.conclusion import Conclusion
 from tune_inat.config import TrialConfig
 from tune_inat.disk import size_of
-from tune_inat.errors import UserError
 from tune_inat.inputs import Inputs, open_store, read_inputs
 from tune_inat.leaderboard import (
     BEST_MODEL_FOLDER,
@@ -22,10 +21,7 @@ from tune_inat.leaderboard import (
     TestResult,
     TrialResult,
     best_of,
-    exported_trial,
     leaderboard,
-    read_summary,
-    recorded_test,
     trial_result,
     varied_parameters,
     write_leaderboard,
@@ -35,7 +31,7 @@ from tune_inat.ledger import Ledger, TrialRecord
 from tune_inat.objective import Metric
 from tune_inat.plan import TrialNamer, complete_config, is_of_space, longest_trial
 from tune_inat.progress import Terminal
-from tune_inat.report import REPORT_FILE, write_report
+from tune_inat.report import REPORT_FILE
 from tune_inat.runs import (
     STUDY_FILE,
     find_run_folder,
@@ -48,13 +44,13 @@ from tune_inat.runs import (
 from tune_inat.settings import SearchSettings
 from tune_inat.store import Store, default_root, hash_of
 from tune_inat.summary import compose_summary
+from tune_inat.wandb_files import sync_line
 
 if TYPE_CHECKING:
     from tune_inat.forecast import Forecast
     from tune_inat.preparation import Preparation
     from tune_inat.searchers import Proposer
     from tune_inat.tracking import WandbTracker
-    from tune_inat.tuning import Ending
     from tune_inat.workbench import Workbench
 
 DEFAULT_PROJECT = "tune_inat"
@@ -158,18 +154,24 @@ class _Conductor:
             self._terminal.say(f"All {len(self._finished()):,} trials are done already.")
         ranked = leaderboard(self._results(), self._metric.name, self._metric.goal)
         best = best_of(ranked)
-        test = None if best is None else self._export(best)
-        if best is not None and not self._effort.is_interrupted:
-            self._show_best(best, test)
+        conclusion = Conclusion(
+            self._inputs, self._folder, self._terminal, self._open_bench, has_run=self._forecast is not None
+        )
+        test = None if best is None else conclusion.export(best)
         self._inputs.store.make_room()  # for the epochs that trials have left
         summary = self._summary(ranked, best, test)
         write_leaderboard(self._folder, ranked)
-        write_summary(self._folder, summary)
+        write_summary(self._folder, summary)  # all that is known, before anything that waits for W&B
+        if best is not None and self._is_to_be_shown():
+            tracker = self._wandb or self._tracker(lambda: False)
+            conclusion.show(best, test, self._records()[best.trial_id], tracker)
+            summary["wandb_sync"] = sync_line(self._folder)
+            write_summary(self._folder, summary)
         self._terminal.closing(
             self._folder,
             summary,
             varied_parameters(ranked),
-            report=self._report(),
+            report=conclusion.report(),
             sync_line=summary["wandb_sync"],
         )
         if summary["is_out_of_time"]:
@@ -267,9 +269,10 @@ class _Conductor:
             if self._is_to_begin_anew:
                 _begin_anew(self._folder, self._ledger)
                 self._is_to_begin_anew = False
-            keep_identity(  # nothing is refused from here on
-                self._folder, _identity(self._inputs), cpus_per_trial=devices.cpus_per_trial
-            )
+            # Nothing is refused from here on. A machine with fewer cores does not change what the search has.
+            is_new = kept_cpus(self._folder) is None or settings.cpus_per_trial is not None
+            cpus = devices.cpus_per_trial if is_new and devices.gpus_per_trial == 0 else None
+            keep_identity(self._folder, _identity(self._inputs), cpus_per_trial=cpus)
             self._terminal.plan_in_short(self._forecast.to_json())
             bench = self._open_bench()
             if settings.address is None:  # on other machines, trials compute what they miss
@@ -279,7 +282,7 @@ class _Conductor:
             self._effort.pixels_decoded += work.pixels_decoded
             job = bench.job
             ending = Ending(None if settings.max_hours is None else settings.max_hours * 3600)
-            tracker = self._wandb = self._tracker(ending)
+            tracker = self._wandb = self._tracker(ending.is_over)
             finished = self._finished()
             costs = self._forecast.trial_seconds
             with self._terminal.trials(n_left + len(finished), len(finished), self._metric, costs) as board:
@@ -326,7 +329,7 @@ class _Conductor:
             complete=lambda point: namer.name(complete_config(point, fixed)),
         )
 
-    def _tracker(self, ending: "Ending") -> "WandbTracker | None":
+    def _tracker(self, is_over: Callable[[], bool]) -> "WandbTracker | None":
         from tune_inat.tracking import WandbTracker, resolve_mode
 
         mode, notice = resolve_mode(self._settings.wandb)
@@ -347,11 +350,16 @@ class _Conductor:
             varied=tuple(space.parameters),
             excludes=("rung_metric",),
             work=hash_of(work_identity(_identity(self._inputs))),
-            is_over=ending.is_over,
+            is_over=is_over,
             trained_before={trial_id: record.epochs_trained for trial_id, record in self._records().items()},
         )
 
     # ---- the results
+
+    def _is_to_be_shown(self) -> bool:
+        """Whether W&B is to be told which trial is the best, as an earlier run of the command was not."""
+        has_news = self._forecast is not None or self._settings.wandb_model
+        return has_news and not self._effort.is_interrupted
 
     def _planned(self) -> dict[str, Any]:
         """What the plan said of this run of the command; nulls where nothing was left to run."""
@@ -374,52 +382,6 @@ class _Conductor:
         }
         wanted = {**planned, **records}.values()
         return [trial_result(record, self._metric.name, self._metric.goal) for record in wanted]
-
-    def _export(self, best: TrialResult) -> TestResult | None:
-        """Test and export the best model, unless an earlier run of the command has done it."""
-        earlier = read_summary(self._folder)
-        if earlier is not None and exported_trial(self._folder) == (best.trial_id, best.best_epoch):
-            return recorded_test(earlier)
-        from tune_inat.outcome import export_best
-
-        bench = self._open_bench()
-        if self._forecast is None:  # nothing was run: a test alone is no reason to keep activations
-            bench.job = replace(bench.job, has_room=False)
-        with self._terminal.task("Testing and exporting the best model", None, ""):
-            return export_best(self._folder, bench, best, data_name=short_name(self._inputs.data.name))
-
-    def _show_best(self, best: TrialResult, test: TestResult | None) -> None:
-        """Give the best trial's W&B run its charts, and with `--wandb-model` the model."""
-        if self._forecast is None and not self._settings.wandb_model:
-            return  # an earlier run of the command has done it
-        from tune_inat.outcome import validation_probabilities
-        from tune_inat.tuning import Ending
-
-        tracker = self._wandb or self._tracker(Ending())
-        if tracker is None:
-            return
-        problems = tracker.show_best(
-            self._records()[best.trial_id],
-            probabilities=validation_probabilities(self._open_bench(), best),
-            labels=self._inputs.data.val.labels,
-            classes=self._inputs.data.classes,
-            test_accuracy=None if test is None else test.test_accuracy,
-            model_folder=self._folder / BEST_MODEL_FOLDER if self._settings.wandb_model else None,
-        )
-        for problem in problems:
-            self._terminal.warn(problem)
-
-    def _report(self) -> Path | None:
-        """The report's file; written now, unless nothing ran since an earlier run of the command left it."""
-        path = self._folder / REPORT_FILE
-        if self._forecast is None and path.exists():
-            return path
-        try:
-            with self._terminal.task("Writing the report", None, ""):
-                return write_report(self._folder)
-        except UserError as error:
-            self._terminal.warn(str(error))
-            return None
 
     def _summary(
         self, ranked: Sequence[TrialResult], best: TrialResult | None, test: TestResult | None

@@ -1,5 +1,7 @@
 """The one family of mistakes that users make, and how a command ends on them."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -54,13 +56,19 @@ def run_command(command: Callable[[], None]) -> NoReturn:
         sys.stderr.write(f"{describe(error)}\n")
         raise SystemExit(EXIT_USAGE) from None
     except KeyboardInterrupt:
-        sys.stderr.write("Interrupted.\n")
+        _say_interrupted()
         raise SystemExit(EXIT_INTERRUPTED) from None
     except SystemExit as ending:
         if _is_of_interrupt(ending):  # typer has made an end of it, without a word
-            sys.stderr.write("Interrupted.\n")
+            _say_interrupted()
         raise
     raise SystemExit(EXIT_DONE)
+
+
+def _say_interrupted() -> None:
+    """Say so; Ctrl-C once more, while what runs in the background ends, leaves at once."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
+    sys.stderr.write("Interrupted.\n")
 
 
 def _is_of_interrupt(error: BaseException) -> bool:

@@ -1,7 +1,7 @@
 """Networks and their steps in figures, as a forecast needs them."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from tune_inat.cuts import Point
 from tune_inat.graph import INPUT
 from tune_inat.network import Network
 from tune_inat.probe import SLOW_SECONDS, StepTimes
+from tune_inat.workbench import Workbench
 
 MAX_PROBED_CUTS = 6  # of a model with quick steps; times at the others lie between
 
@@ -59,6 +60,31 @@ class CutFigures:
     def flops_from(self, base: str) -> int:
         """The operations from a crossing before the cut to the cut."""
         return self.flops - next(flops for name, _, flops in self.sizes if name == base)
+
+
+class Cuts:
+    """The networks of trials as their freezings cut them, in figures: each is loaded and traced once."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self._bench = bench
+        self._known: dict[tuple[str, float | str], CutFigures] = {}
+
+    def look_at(self, configs: Collection[TrialConfig]) -> None:
+        """Find out about these trials, model by model: only one is loaded at a time."""
+        for config in sorted(configs, key=lambda config: config.model):
+            self.of(config)
+
+    def of(self, config: TrialConfig) -> CutFigures:
+        """A trial's network."""
+        key = (self._bench.job.images_key(config, of_views=False), config.freeze)
+        if key not in self._known:
+            network = self._bench.network(config)
+            self._known[key] = CutFigures.of(network, config, self._bench.exact_crossings(network))
+        return self._known[key]
+
+    def all(self) -> Collection[CutFigures]:
+        """Those that were looked at."""
+        return self._known.values()
 
 
 class StepModel:

@@ -16,12 +16,11 @@ from tune_inat.config import TrialConfig
 from tune_inat.cuts import Choice, KeptCuts, choose_cuts, read_at
 from tune_inat.devices import Devices
 from tune_inat.disk import size_of
-from tune_inat.figures import StepModel
+from tune_inat.figures import Cuts, StepModel
 from tune_inat.graph import INPUT
 from tune_inat.images import decode
 from tune_inat.plan import PlannedTrial
 from tune_inat.probe import Probe, StepTimes
-from tune_inat.store import Store
 from tune_inat.workbench import Workbench
 from tune_inat.workload import Leader, PixelsForecast, Workload
 
@@ -30,7 +29,6 @@ PROCESS_BYTES = 800 * 10**6  # of a process with torch, timm and Ray in it
 STATE_RATE = 6e8  # bytes of weights and optimizer that are written in a second, while the next epoch trains
 COPY_RATE = 4e9  # bytes of them that are set aside for it in a second
 TRIAL_SECONDS = 0.15  # of a trial's start, replay, end and W&B run
-ABOUT_AS_QUICK = 1.1
 RESERVED_SHARE = 0.1  # of the free disk that activations leave alone
 DECODED_IMAGES = 16  # to find out how long it takes
 
@@ -97,7 +95,8 @@ class Forecaster:
         trials: those left, or such as stand for them.
         budget: bytes that the cache may hold, `None` for no limit.
         files: where the image of each content lies.
-        probes: where times are kept that were measured.
+        cuts: what is known of networks already.
+        probe: times what trials do.
     """
 
     def __init__(
@@ -107,20 +106,20 @@ class Forecaster:
         *,
         budget: int | None,
         files: Mapping[str, Path],
-        probes: Store,
+        cuts: Cuts,
+        probe: Probe,
     ) -> None:
         self._bench = bench
         self._job = bench.job
         self._trials = tuple(trials)
         self._files = files
         self._budget = budget
-        self._probe = Probe(bench, probes)
+        self._probe = probe
         self._rates: dict[tuple[str, int], float] = {}
         self._decoding: dict[int, float] = {}
         self._steps: dict[int, StepModel] = {}
-        self._work = Workload(bench, self._trials, files)
+        self._work = Workload(bench, self._trials, files, cuts)
         self.n_training = sum(leader.n_left > 0 for leader in self._work.leaders)
-        self.n_at_once = len(self._work.sharing) or len(self._trials)
         self.choice = self._choose()
 
     # ---- what is kept
@@ -183,7 +182,7 @@ class Forecaster:
         config, data = leader.config, self._job.data
         if leader.n_left == 0:
             return 0.0
-        cut, times = self._work.cut_of(config), self._step_times(config, share.cpus_per_trial)
+        cut, times = self._work.cuts.of(config), self._step_times(config, share.cpus_per_trial)
         n_train, n_val = len(data.train.labels), len(data.val.labels)
         training = -(-n_train // config.batch_size) * times.step_seconds
         evaluating = n_val * times.image_seconds
@@ -195,7 +194,7 @@ class Forecaster:
 
     def _lead_seconds(self, config: TrialConfig, n_train: int, n_val: int, share: Devices) -> float:
         """What an epoch spends on frozen layers behind what is kept, and on decoding where nothing is."""
-        cut = self._work.cut_of(config)
+        cut = self._work.cuts.of(config)
         is_plain, is_fresh = config.augment == "none", config.augment != "none" and config.views == "fresh"
         base = {views: self._base(config, of_views=views) for views in (False, True)}
         flops = n_val * cut.flops_from(base[False])
@@ -210,59 +209,19 @@ class Forecaster:
 
     def _base(self, config: TrialConfig, *, of_views: bool) -> str:
         kept = self.choice.kept.get(self._job.images_key(config, of_views=of_views), frozenset())
-        cut = self._work.cut_of(config)
+        cut = self._work.cuts.of(config)
         return read_at(cut.name, cut.crossings, kept, cut.exact)
 
     def _step_times(self, config: TrialConfig, n_threads: int) -> StepTimes:
         if n_threads not in self._steps:
+            n_images = len(self._job.data.train.labels)
             configs = [leader.config for leader in self._work.leaders if leader.n_left > 0]
             self._steps[n_threads] = StepModel(
-                configs, self._work.cut_of, lambda each: self._measured_step(each, n_threads)
+                configs,
+                self._work.cuts.of,
+                lambda each: self._probe.possible_step_times(each, n_threads=n_threads, n_images=n_images),
             )
         return self._steps[n_threads].times(config)
-
-    def _measured_step(self, config: TrialConfig, n_threads: int) -> StepTimes:
-        """What a step takes. One that fails counts for nothing: the trial itself will say why."""
-        batch_size = min(config.batch_size, len(self._job.data.train.labels))
-        try:
-            return self._probe.step_times(
-                config.model_copy(update={"batch_size": batch_size}), n_threads=n_threads
-            )
-        except (RuntimeError, ValueError):  # out of a GPU's memory, or a BatchNorm over a single value
-            self._bench.rest()
-            return StepTimes(0.0, 0.0, 0)
-
-    def choose_devices(self, options: Sequence[Devices]) -> Devices:
-        """Of several ways to share the devices out the one that is quickest, going by the costliest step.
-
-        Of those that are about as quick it takes the one with the fewest threads, which leaves the least idle
-        between steps and between trials.
-        """
-        if len(options) == 1 or not self._work.sharing:
-            return options[0]
-        heaviest = max(
-            self._work.sharing, key=lambda leader: self._work.cut_of(leader.config).suffix_flops
-        ).config
-
-        def seconds(share: Devices) -> float:
-            step = self._measured_step(heaviest, share.cpus_per_trial).step_seconds
-            at_a_time = max(1, min(share.max_concurrent, len(self._work.sharing)))
-            load = self._probe.contention(n_threads=share.cpus_per_trial, n_concurrent=at_a_time)
-            return step * load * self._rounds(self._work.sharing, at_a_time)
-
-        took = [seconds(share) for share in options]
-        quick = [
-            share for share, each in zip(options, took, strict=True) if each < ABOUT_AS_QUICK * min(took)
-        ]
-        return min(quick, key=lambda share: share.cpus_per_trial)
-
-    def _rounds(self, leaders: Sequence[Leader], n_at_a_time: int) -> float:
-        """How much work the busiest of so many slots gets, in the order of the plan."""
-        free_at = [0.0] * n_at_a_time
-        for leader in leaders:
-            flops = self._work.cut_of(leader.config).suffix_flops * leader.n_left
-            heapq.heappush(free_at, heapq.heappop(free_at) + flops)
-        return max(free_at)
 
     def _frozen_seconds(self) -> float:
         """What computing the kept activations takes, with all of the machine."""
@@ -342,7 +301,7 @@ class Forecaster:
             has_views = config.augment != "none" and config.views != "fresh"
             for of_views in (True, False) if has_views else (False,):  # validation has plain images
                 key = self._job.images_key(config, of_views=of_views)
-                found[config.model, key, self._work.cut_of(config).name].append(config)
+                found[config.model, key, self._work.cuts.of(config).name].append(config)
         told: set[tuple[str, str]] = set()
         forecasts = []
         for (model, key, cut), configs in found.items():
@@ -357,15 +316,16 @@ class Forecaster:
                 CutForecast(model, cut, len(configs), reads, n_images, n_bytes, n_bytes if is_new else 0)
             )
         order = {name: number for number, name in enumerate(dict.fromkeys(f.model for f in forecasts))}
-        depth = {cut.name: cut.depth for cut in self._work.cuts}
+        depth = {cut.name: cut.depth for cut in self._work.cuts.all()}
         return tuple(sorted(forecasts, key=lambda each: (order[each.model], depth[each.cut])))
 
     def _memory(self, share: Devices) -> dict[str, int]:
         """What a trial's process takes; the images that it reads are mapped, and shared by all."""
         largest = 0
         for leader in self._work.leaders:
-            cut = self._work.cut_of(leader.config)
-            own = 2 * cut.model_bytes + 3 * cut.trainable_bytes
+            cut = self._work.cuts.of(leader.config)
+            # Gradients and Adam's two moments; then weights and moments again, while they are written.
+            own = 2 * cut.model_bytes + 6 * cut.trainable_bytes
             if leader.n_left > 0:
                 own += self._step_times(leader.config, share.cpus_per_trial).saved_bytes
             largest = max(largest, own)

@@ -41,8 +41,21 @@ class _Outputs:
         return evaluate(calibrated(self.logits, temperature), self.split.labels)
 
 
-def export_best(folder: Path, bench: Workbench, best: TrialResult, *, data_name: str) -> TestResult | None:
-    """Write the best trial's model to `best_model/` and test it; `None` where there are no test images.
+@dataclass(frozen=True)
+class Exported:
+    """What came of exporting a model.
+
+    Attributes:
+        test: `None` where there are no test images.
+        val_probabilities: of the validation images (N, K) float64, before temperature.
+    """
+
+    test: TestResult | None
+    val_probabilities: npt.NDArray[np.float64]
+
+
+def export_best(folder: Path, bench: Workbench, best: TrialResult, *, data_name: str) -> Exported:
+    """Write the best trial's model to `best_model/` and test it.
 
     Its temperature is fitted on the validation images. What it says of each validation and test image goes
     to `predictions.csv`. This is the one place where test labels are read.
@@ -76,7 +89,7 @@ def export_best(folder: Path, bench: Workbench, best: TrialResult, *, data_name:
     write_predictions(folder, data.classes, [val, *([test] if test is not None else [])], temperature)
     card = compose_card(model, metrics, data_facts(data, data_name))
     save_classifier(folder / BEST_MODEL_FOLDER, network.backbone, model, metrics, card=card)
-    return tested
+    return Exported(tested, np.exp(log_softmax(val.logits)))
 
 
 def validation_probabilities(bench: Workbench, best: TrialResult) -> npt.NDArray[np.float64]:

@@ -8,6 +8,7 @@ import torch
 
 from tune_inat.config import TrialConfig
 from tune_inat.devices import Asked, Cluster, Devices, device_options, share_devices
+from tune_inat.figures import Cuts
 from tune_inat.forecast import Forecast, Forecaster
 from tune_inat.frozen import Precision
 from tune_inat.inputs import Inputs
@@ -16,6 +17,7 @@ from tune_inat.meter import Meter
 from tune_inat.plan import PlannedTrial, representative_plan
 from tune_inat.precision import choose_precision
 from tune_inat.probe import Probe
+from tune_inat.sharing import Sharing
 from tune_inat.store import Store, default_root
 from tune_inat.workbench import Workbench, open_driver_bench
 
@@ -113,38 +115,55 @@ class Preparation:
         settings = self._inputs.settings
         gpus = None if settings.gpus_per_trial == "auto" else settings.gpus_per_trial
         asked = Asked(settings.cpus_per_trial, gpus, settings.max_concurrent)
-        if asked.cpus_per_trial is None and self._cpus_so_far is not None and not asked.takes_gpu(cluster):
-            most = max(node.n_cpus for node in cluster.machines)
-            asked = replace(asked, cpus_per_trial=min(self._cpus_so_far, most))
+        asked, notices = self._as_so_far(asked, cluster)
+        cuts, probe = Cuts(self._bench), Probe(self._bench, Store(default_root()))
+        cuts.look_at([trial.config for trial in self._trials])
+        n_images = len(self._inputs.data.train.labels)
+        sharing = Sharing(self._trials, cuts=cuts, probe=probe, n_images=n_images)
+        devices = sharing.choose(device_options(cluster, asked, n_trials=sharing.n_families))
+        gpus = devices.gpus_per_trial
+        self._bench.job = replace(
+            self._bench.job,
+            n_threads=devices.cpus_per_trial,
+            device="cuda" if gpus > 0 else "cpu",
+            memory_fraction=gpus if 0 < gpus < 1 else None,
+        )
         forecaster = Forecaster(
             self._bench,
             self._trials,
             budget=self._inputs.store.budget_bytes,
             files=self._inputs.files,
-            probes=Store(default_root()),
+            cuts=cuts,
+            probe=probe,
         )
-        options = device_options(cluster, asked, n_trials=forecaster.n_at_once)
-        devices = forecaster.choose_devices(options)
-        if not settings.reuse:  # as many cores a trial as with reuse, but more trials to run at a time
-            asked = replace(asked, cpus_per_trial=devices.cpus_per_trial)
-            devices = share_devices(cluster, asked, n_trials=forecaster.n_training)
+        n_at_once = forecaster.n_training or len(self._trials)
+        asked = replace(asked, cpus_per_trial=devices.cpus_per_trial)
+        devices = share_devices(cluster, asked, n_trials=n_at_once)
         forecast = forecaster.forecast(
             devices,
             n_finished=self._n_finished,
             is_representative=self._is_representative,
             start_seconds=seconds_so_far + END_SECONDS,
         )
-        gpus = devices.gpus_per_trial
         self._bench.job = replace(
-            self._bench.job,
-            kept=forecaster.decisions(),
-            has_room=not forecaster.choice.crowded_out,
-            n_threads=devices.cpus_per_trial,
-            device="cuda" if gpus > 0 else "cpu",
-            memory_fraction=gpus if 0 < gpus < 1 else None,
+            self._bench.job, kept=forecaster.decisions(), has_room=not forecaster.choice.crowded_out
         )
         self._bench.rest()
-        return forecast, devices
+        return replace(forecast, notices=(*notices, *forecast.notices)), devices
+
+    def _as_so_far(self, asked: Asked, cluster: Cluster) -> tuple[Asked, tuple[str, ...]]:
+        """What is asked for with the cores that each trial of this search got until now; and notices."""
+        so_far = self._cpus_so_far
+        if so_far is None or asked.takes_gpu(cluster):
+            return asked, ()
+        most = max(node.n_cpus for node in cluster.machines)
+        cpus = asked.cpus_per_trial or min(so_far, most)
+        if cpus == so_far:
+            return replace(asked, cpus_per_trial=cpus), ()
+        return replace(asked, cpus_per_trial=cpus), (
+            f"Trials of this search ran with CPU cores: {so_far} each so far; those to come run with {cpus}. "
+            "Sums are rounded otherwise then, so their numbers are not quite comparable.",
+        )
 
     def compute(self) -> None:
         """Compute, with all of this machine, what the frozen layers give; trials then only read it."""

@@ -72,6 +72,15 @@ class Probe:
         times = self._kept(key, lambda: asdict(self._time_step(config, network, n_threads)))
         return StepTimes(**times)
 
+    def possible_step_times(self, config: TrialConfig, *, n_threads: int, n_images: int) -> StepTimes:
+        """The same for a trial on `n_images`. A step that fails takes nothing: the trial will say why."""
+        batch_size = min(config.batch_size, n_images)
+        try:
+            return self.step_times(config.model_copy(update={"batch_size": batch_size}), n_threads=n_threads)
+        except (RuntimeError, ValueError):  # out of a GPU's memory, or a BatchNorm over a single value
+            self._bench.rest()
+            return StepTimes(0.0, 0.0, 0)
+
     def pass_seconds(self, config: TrialConfig) -> float:
         """What a batch takes forward and backward through what trains, on one core of a CPU."""
         network = self._bench.network(config)
@@ -226,7 +235,7 @@ def _processor() -> str:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:  # not Linux
+    except FileNotFoundError:  # not Linux
         pass
     return platform.processor()
 

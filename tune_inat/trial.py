@@ -142,10 +142,12 @@ def _train_onwards(
     first = trainer.resume(states, up_to=len(states.record().rows))
     goal, metric = bench.job.goal, bench.job.metric
 
+    did = trainer.did  # asked in this thread, whose number of threads it tells
+
     def keep(row: Row, correct: str, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
         epoch = int(row["epoch"])
         states.save(epoch, weights, optimizer)
-        rows = states.append(row, trainer.did, correct)[:epoch]
+        rows = states.append(row, did, correct)[:epoch]
         best = {int(best_row(rows[:horizon], metric, goal)["epoch"]) for horizon in horizons}
         states.prune(resume_epochs={epoch}, weight_epochs=best)
 
@@ -159,7 +161,7 @@ def _train_onwards(
             written = writer.submit(keep, row, correct, trainer.weights(), trainer.optimizer_state())
             if epoch == last:
                 written.result()
-            yield EpochReport(row, trained=True, did=trainer.did, correct=correct)
+            yield EpochReport(row, trained=True, did=did, correct=correct)
 
 
 class Trainer:

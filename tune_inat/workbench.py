@@ -78,7 +78,9 @@ class Workbench:
     def states_of(self, config: TrialConfig, weights_key: str) -> FamilyStates:
         """The same where it is known which weights a trial starts from."""
         family = config.family() if self.job.reuse else config.model_dump()
-        work = [family, self.job.data.fingerprint, weights_key, self.job.precision, recipe_key()]
+        job = self.job
+        runs_on = job.n_threads if job.device == "cpu" else job.device  # how sums are rounded depends on it
+        work = [family, job.data.fingerprint, weights_key, job.precision, recipe_key(), runs_on]
         return FamilyStates(self.job.store.root / STATES_KIND, hash_of(work))
 
     def network(self, config: TrialConfig) -> Network:

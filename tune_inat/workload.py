@@ -8,7 +8,7 @@ from pathlib import Path
 from tune_inat.config import TrialConfig
 from tune_inat.cuts import Images, Need
 from tune_inat.features import CutFeatures, has_features
-from tune_inat.figures import CutFigures
+from tune_inat.figures import Cuts
 from tune_inat.frozen import STORED_TYPE
 from tune_inat.images import has_pixels
 from tune_inat.plan import PlannedTrial
@@ -40,44 +40,28 @@ class Workload:
     """The work that trials leave to do, as reuse shares it.
 
     Args:
-        bench: of the process that conducts the search. Its job says what is shared and in which precision.
+        bench: of the process that conducts the search. Its job says what is shared, in which precision, and
+            with how many threads trials train: epochs on record count only if they were trained so.
         trials: those left, or such as stand for them.
         files: where the image of each content lies.
+        cuts: what is known of networks already.
 
     Attributes:
         leaders: of all families; without reuse each trial is one of its own.
-        sharing: leaders with epochs left, of the families that reuse would make. How devices are shared out
-            follows from these also without reuse: numbers depend on the threads of a trial, and must not
-            depend on reuse.
         sets: the sets of images whose activations trials read, and where.
     """
 
-    def __init__(self, bench: Workbench, trials: Sequence[PlannedTrial], files: Mapping[str, Path]) -> None:
+    def __init__(
+        self, bench: Workbench, trials: Sequence[PlannedTrial], files: Mapping[str, Path], cuts: Cuts
+    ) -> None:
         self._bench = bench
         self._job = bench.job
         self._trials = tuple(trials)
         self._files = files
-        self._cuts: dict[tuple[str, float | str], CutFigures] = {}
-        for trial in sorted(self._trials, key=lambda trial: trial.config.model):  # each model loaded once
-            self.cut_of(trial.config)
-        self.leaders = self._find_leaders(shared=self._job.reuse)
-        families = self.leaders if self._job.reuse else self._find_leaders(shared=True)
-        self.sharing = [leader for leader in families if leader.n_left > 0]
+        self.cuts = cuts
+        cuts.look_at([trial.config for trial in self._trials])
+        self.leaders = self._find_leaders()
         self.sets = self._find_sets()
-
-    @property
-    def cuts(self) -> Collection[CutFigures]:
-        """The networks of all trials, as their freezings cut them."""
-        return self._cuts.values()
-
-    def cut_of(self, config: TrialConfig) -> CutFigures:
-        """A trial's network as its freezing cuts it, in figures."""
-        key = (self._job.images_key(config, of_views=False), config.freeze)
-        if key not in self._cuts:
-            network = self._bench.network(config)
-            exact = self._bench.exact_crossings(network)
-            self._cuts[key] = CutFigures.of(network, config, exact)
-        return self._cuts[key]
 
     def leader_with(self, images_key: str) -> TrialConfig:
         """The configuration of some leader that reads a set of images."""
@@ -95,16 +79,16 @@ class Workload:
             for leader in self.leaders
             if self._job.images_key(leader.config, of_views=False) == network
         ]
-        return max(alike, key=lambda each: self.cut_of(each).depth)
+        return max(alike, key=lambda each: self.cuts.of(each).depth)
 
     def is_of_views(self, images_key: str, config: TrialConfig) -> bool:
         """Whether a set of images that a trial reads is of its augmented views."""
         return images_key != self._job.images_key(config, of_views=False)
 
-    def _find_leaders(self, *, shared: bool) -> list[Leader]:
+    def _find_leaders(self) -> list[Leader]:
         families: dict[str, list[PlannedTrial]] = defaultdict(list)
         for trial in self._trials:
-            families[trial.family_key if shared else trial.trial_id].append(trial)
+            families[trial.family_key if self._job.reuse else trial.trial_id].append(trial)
         leaders = []
         for trials in families.values():
             longest = max(trials, key=lambda trial: trial.config.epochs)
@@ -116,7 +100,7 @@ class Workload:
 
     def _n_recorded(self, config: TrialConfig) -> int:
         """The epochs of a trial's family that are there already."""
-        states = self._bench.states_of(config, self.cut_of(config).weights_key)
+        states = self._bench.states_of(config, self.cuts.of(config).weights_key)
         return len(states.record().rows)
 
     def _find_sets(self) -> list[Images]:
@@ -126,7 +110,7 @@ class Workload:
         needs: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         examples: dict[str, TrialConfig] = {}
         for leader in self.leaders:
-            config, cut = leader.config, self.cut_of(leader.config)
+            config, cut = leader.config, self.cuts.of(leader.config)
             is_plain = config.augment == "none"
             plain = self._job.images_key(config, of_views=False)
             examples.setdefault(plain, config)
@@ -138,7 +122,7 @@ class Workload:
         return [
             Images(
                 key=key,
-                points=self.cut_of(config).points(STORED_TYPE[self._job.precision][1].itemsize),
+                points=self.cuts.of(config).points(STORED_TYPE[self._job.precision][1].itemsize),
                 n_rows=self._n_rows(config, of_views=self.is_of_views(key, config)),
                 needs=[Need(cut, n_reads) for cut, n_reads in needs[key].items()],
                 present=self._present(config, needs[key], of_views=self.is_of_views(key, config)),
@@ -151,7 +135,7 @@ class Workload:
 
     def _present(self, config: TrialConfig, needs: Collection[str], *, of_views: bool) -> frozenset[str]:
         """The crossings, up to the deepest cut, at which the store has the activations of all images."""
-        cut = self.cut_of(config)
+        cut = self.cuts.of(config)
         order = cut.crossings
         deepest = max((order.index(name) for name in needs), default=0)
         keys = self._bench.pixels_keys(config, of_views=of_views)
@@ -192,5 +176,5 @@ class Workload:
     def states_bytes(self) -> int:
         """At most so many bytes of weights and optimizers: the last epoch's, and the best of each length."""
         return sum(
-            (leader.n_horizons + 3) * self.cut_of(leader.config).trainable_bytes for leader in self.leaders
+            (leader.n_horizons + 3) * self.cuts.of(leader.config).trainable_bytes for leader in self.leaders
         )

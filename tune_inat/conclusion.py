@@ -1,0 +1,113 @@
+"""What a search ends with: its best model, tested and exported, W&B's charts of it, and the report."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tune_inat.errors import UserError
+from tune_inat.inputs import Inputs
+from tune_inat.leaderboard import (
+    BEST_MODEL_FOLDER,
+    TestResult,
+    TrialResult,
+    exported_trial,
+    read_summary,
+    recorded_test,
+)
+from tune_inat.ledger import TrialRecord
+from tune_inat.progress import Terminal
+from tune_inat.report import REPORT_FILE, write_report
+from tune_inat.runs import short_name
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from tune_inat.tracking import WandbTracker
+    from tune_inat.workbench import Workbench
+
+
+class Conclusion:
+    """Makes of a search's best trial what the user takes away. What an earlier run of the command left stays.
+
+    Args:
+        open_bench: gives the workbench of this process; heavy, so asked for only when it is needed.
+        has_run: whether trials ran now.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        folder: Path,
+        terminal: Terminal,
+        open_bench: "Callable[[], Workbench]",
+        *,
+        has_run: bool,
+    ) -> None:
+        self._inputs = inputs
+        self._folder = folder
+        self._terminal = terminal
+        self._open_bench = open_bench
+        self._has_run = has_run
+        self._probabilities: npt.NDArray[np.float64] | None = None  # of validation images
+
+    def export(self, best: TrialResult) -> TestResult | None:
+        """Test and export the best model, unless an earlier run of the command has done it."""
+        earlier = read_summary(self._folder)
+        if earlier is not None and exported_trial(self._folder) == (best.trial_id, best.best_epoch):
+            return recorded_test(earlier)
+        from tune_inat.outcome import export_best
+
+        data_name = short_name(self._inputs.data.name)
+        with self._terminal.task("Testing and exporting the best model", None, ""):
+            exported = export_best(self._folder, self._bench_for(best), best, data_name=data_name)
+        self._probabilities = exported.val_probabilities
+        return exported.test
+
+    def show(
+        self,
+        best: TrialResult,
+        test: TestResult | None,
+        record: TrialRecord,
+        tracker: "WandbTracker | None",
+    ) -> None:
+        """Give the best trial's W&B run its charts, and with `--wandb-model` the model."""
+        if tracker is None:
+            return
+        probabilities = self._probabilities
+        if probabilities is None:
+            from tune_inat.outcome import validation_probabilities
+
+            probabilities = validation_probabilities(self._bench_for(best), best)
+        with_model = self._inputs.settings.wandb_model
+        problems = tracker.show_best(
+            record,
+            probabilities=probabilities,
+            labels=self._inputs.data.val.labels,
+            classes=self._inputs.data.classes,
+            test_accuracy=None if test is None else test.test_accuracy,
+            model_folder=self._folder / BEST_MODEL_FOLDER if with_model else None,
+        )
+        for problem in problems:
+            self._terminal.warn(problem)
+
+    def report(self) -> Path | None:
+        """The report's file; written now, unless nothing ran since an earlier run of the command left it."""
+        path = self._folder / REPORT_FILE
+        if not self._has_run and path.exists():
+            return path
+        try:
+            with self._terminal.task("Writing the report", None, ""):
+                return write_report(self._folder)
+        except UserError as error:
+            self._terminal.warn(str(error))
+            return None
+
+    def _bench_for(self, best: TrialResult) -> "Workbench":
+        """The workbench as the trial had it: by its threads it finds its epochs, or comes to them again."""
+        bench = self._open_bench()
+        bench.job = replace(bench.job, n_threads=int(best.did.get("threads", bench.job.n_threads)))
+        if not self._has_run:  # a test alone is no reason to keep activations
+            bench.job = replace(bench.job, has_room=False)
+        return bench
