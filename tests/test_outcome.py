@@ -15,11 +15,10 @@ from tune_inat.export import (
     CARD_FILE,
     CONFIG_FILE,
     METRICS_FILE,
-    PREDICTIONS_FILE,
     load_classifier,
 )
 from tune_inat.images import decode
-from tune_inat.leaderboard import BEST_MODEL_FOLDER, TestResult, TrialResult
+from tune_inat.leaderboard import BEST_MODEL_FOLDER, PREDICTIONS_FILE, TestResult, TrialResult
 from tune_inat.metrics import expected_calibration_error
 from tune_inat.outcome import export_best, validation_probabilities
 from tune_inat.store import Store

@@ -8,6 +8,7 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from tests.report_searches import write_predictions
+from tune_inat.leaderboard import PREDICTION_COLUMNS, PREDICTIONS_FILE, safe_cell
 from tune_inat.metrics import expected_calibration_error
 from tune_inat.report_predictions import THUMBNAIL, Predictions, read_predictions, reliability, thumbnails
 
@@ -74,3 +75,12 @@ def test_thumbnails_are_small_and_of_files_that_are_images(hostile_path: Path) -
     assert relative is not None
     assert len(relative) < THUMBNAIL * THUMBNAIL
     assert others == [None, None, None]
+
+
+def test_class_whose_name_could_be_a_formula_is_one_class(tmp_path: Path) -> None:
+    rows = [PREDICTION_COLUMNS, ("test", "a.png", safe_cell("=x"), safe_cell("=x"), "0.9", "0.8")]
+    (tmp_path / PREDICTIONS_FILE).write_text("".join(f"{','.join(row)}\n" for row in rows))
+    found, reason = read_predictions(tmp_path, ["=x", "y"])
+    assert found is not None, reason
+    assert found.classes == ["=x", "y"]
+    assert found.confusion().tolist() == [[1, 0], [0, 0]]

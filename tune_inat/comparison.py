@@ -146,7 +146,7 @@ def read_search(folder: Path) -> SearchFacts:
         space=summary.space,
         method=summary.method,
         status=summary.status,
-        data=DataFacts(**summary.data.model_dump()),
+        data=summary.data,
         models=tuple(dict.fromkeys(str(trial.config.get("model")) for trial in trials)),
         done=statuses["TERMINATED"],
         stopped=statuses["STOPPED"],
@@ -186,15 +186,6 @@ def _flat(search: SearchFacts) -> dict[str, Any]:
     return {**known, "test_low": low, "test_high": high, **data}
 
 
-class _Data(BaseModel):
-    name: str
-    classes: int
-    train: int
-    val: int
-    test: int
-    fingerprint: str
-
-
 class _Metric(BaseModel):
     name: str
 
@@ -231,7 +222,7 @@ class _Summary(BaseModel):
     space: str
     method: str
     metric: _Metric
-    data: _Data
+    data: DataFacts
     trials: list[_Trial]
     best: _Best | None
     reuse: _Reuse

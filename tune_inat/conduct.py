@@ -16,6 +16,7 @@ from tune_inat.inputs import Inputs, open_store, read_inputs
 from tune_inat.leaderboard import (
     BEST_MODEL_FOLDER,
     LEADERBOARD_FILE,
+    PREDICTIONS_FILE,
     SUMMARY_FILE,
     Effort,
     TestResult,
@@ -106,7 +107,7 @@ def _begin_anew(folder: Path, ledger: Ledger) -> None:
     """Remove what earlier runs of the command left and this one would go on from. W&B's runs are a record."""
     ledger.forget()
     shutil.rmtree(folder / BEST_MODEL_FOLDER, ignore_errors=True)
-    for name in (SUMMARY_FILE, LEADERBOARD_FILE, STUDY_FILE, REPORT_FILE):
+    for name in (SUMMARY_FILE, LEADERBOARD_FILE, PREDICTIONS_FILE, STUDY_FILE, REPORT_FILE):
         (folder / name).unlink(missing_ok=True)
 
 

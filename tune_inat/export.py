@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tune_inat.errors import UserError, printable, run_command
-from tune_inat.leaderboard import BEST_MODEL_FOLDER
+from tune_inat.leaderboard import BEST_MODEL_FOLDER, PREDICTIONS_FILE
 from tune_inat.store import write_atomically
 
 if TYPE_CHECKING:  # torch is imported where it is used: the command answers before it is loaded
@@ -26,7 +26,6 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.json"
 CARD_FILE = "README.md"
-PREDICTIONS_FILE = "predictions.csv"  # in the folder of the search
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from tune_inat.store import write_atomically
 SUMMARY_FILE = "summary.json"
 LEADERBOARD_FILE = "trials.csv"
 BEST_MODEL_FOLDER = "best_model"
+PREDICTIONS_FILE = "predictions.csv"  # of the best model
+PREDICTION_COLUMNS = ("part", "file", "class", "predicted", "confidence", "calibrated")
 
 LEADERBOARD_METRICS = ("val_accuracy", "val_loss", "val_macro_f1", "val_balanced_accuracy", "val_ece")
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")

@@ -65,11 +65,33 @@ def expected_calibration_error(
 
     Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017), equation 3.
     """
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
+    return calibration_bins(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels).ece
+
+
+@dataclass(frozen=True)
+class CalibrationBins:
+    """The bins of confidence that hold images: mean confidence, share that is right, number of images."""
+
+    confidence: npt.NDArray[np.float64]
+    accuracy: npt.NDArray[np.float64]
+    counts: npt.NDArray[np.int64]
+
+    @property
+    def ece(self) -> float:
+        """The expected calibration error, see `expected_calibration_error`."""
+        return float((np.abs(self.confidence - self.accuracy) * self.counts).sum() / self.counts.sum())
+
+
+def calibration_bins(confidence: npt.NDArray[np.float64], correct: npt.NDArray[np.bool_]) -> CalibrationBins:
+    """How often predictions of a confidence (N,) in 0..1 are right (N,), in `ECE_BINS` equal bins of it."""
     bins = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=ECE_BINS)
-    return float(np.abs(gaps).sum() / len(labels))
+    counts = np.bincount(bins, minlength=ECE_BINS)
+    used = counts > 0
+    mean, right = (
+        np.bincount(bins, weights=values, minlength=ECE_BINS)[used] / counts[used]
+        for values in (confidence, correct)
+    )
+    return CalibrationBins(mean, right, counts[used])
 
 
 def pack_correct(correct: npt.NDArray[np.bool_]) -> str:

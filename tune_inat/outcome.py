@@ -13,10 +13,12 @@ import numpy.typing as npt
 from tune_inat.calibration import calibrated, fit_temperature
 from tune_inat.config import TrialConfig
 from tune_inat.data import DataSet, Split
-from tune_inat.export import PREDICTIONS_FILE, ModelConfig, save_classifier
+from tune_inat.export import ModelConfig, save_classifier
 from tune_inat.leaderboard import (
     BEST_MODEL_FOLDER,
     LEADERBOARD_METRICS,
+    PREDICTION_COLUMNS,
+    PREDICTIONS_FILE,
     TestResult,
     TrialResult,
     safe_cell,
@@ -109,7 +111,7 @@ def write_predictions(
     """Write `predictions.csv`: a row for each image, parts in turn, each in the order of its split."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["part", "file", "class", "predicted", "confidence", "calibrated"])
+    writer.writerow(PREDICTION_COLUMNS)
     for output in outputs:
         predicted = output.logits.argmax(axis=1)
         confidence = np.exp(log_softmax(output.logits).max(axis=1))

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tune_inat.metrics import CalibrationBins
 from tune_inat.objective import Metric
 from tune_inat.report_facts import ReportedTrial
 from tune_inat.report_page import Figure, chart_text
-from tune_inat.report_predictions import Reliability
 
 N_HIGHLIGHTED = 5  # curves that stand out
 MAX_CURVES = 300
@@ -142,7 +142,7 @@ def confusion(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> Figure:
     return {"data": [trace], "layout": layout}
 
 
-def calibration(before: Reliability, after: Reliability) -> Figure:
+def calibration(before: CalibrationBins, after: CalibrationBins) -> Figure:
     """The share that is right over the confidence, before and after temperature."""
     diagonal = {
         "type": "scatter",

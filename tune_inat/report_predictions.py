@@ -11,11 +11,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from tune_inat.metrics import ECE_BINS
+from tune_inat.leaderboard import PREDICTION_COLUMNS, PREDICTIONS_FILE, safe_cell
+from tune_inat.metrics import CalibrationBins, calibration_bins
 from tune_inat.pictures import UnreadableImage, read_picture, strict_pillow
 
-PREDICTIONS_FILE = "predictions.csv"
-COLUMNS = ("part", "file", "class", "predicted", "confidence", "calibrated")
 THUMBNAIL = 192  # pixels of the longer side: sharp on a screen of two pixels a point
 N_MISTAKES = 24
 
@@ -51,21 +50,6 @@ class Predictions:
         return [int(index) for index in wrong[np.argsort(-self.calibrated[wrong], kind="stable")]]
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """Bins of confidence that hold images: mean confidence, share that is right, number of images."""
-
-    confidence: npt.NDArray[np.float64]
-    accuracy: npt.NDArray[np.float64]
-    counts: npt.NDArray[np.int64]
-
-    @property
-    def ece(self) -> float:
-        """The expected calibration error, see `metrics.expected_calibration_error`."""
-        gaps = np.abs(self.confidence - self.accuracy) * self.counts
-        return float(gaps.sum() / self.counts.sum())
-
-
 def read_predictions(folder: Path, classes: Sequence[str]) -> tuple[Predictions | None, str]:
     """The predictions on the test images, or on the validation images where there is no test part.
 
@@ -76,9 +60,9 @@ def read_predictions(folder: Path, classes: Sequence[str]) -> tuple[Predictions 
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file)
-            if not set(COLUMNS) <= set(reader.fieldnames or ()):
-                return None, f"{PREDICTIONS_FILE} has not the columns {', '.join(COLUMNS)}."
-            rows = [tuple(row[name] for name in COLUMNS) for row in reader]
+            if not set(PREDICTION_COLUMNS) <= set(reader.fieldnames or ()):
+                return None, f"{PREDICTIONS_FILE} has not the columns {', '.join(PREDICTION_COLUMNS)}."
+            rows = [tuple(row[name] for name in PREDICTION_COLUMNS) for row in reader]
     except FileNotFoundError:
         return None, f"There is no {PREDICTIONS_FILE}: it is written when a search has tested its best model."
     except (OSError, csv.Error, ValueError) as error:
@@ -87,12 +71,13 @@ def read_predictions(folder: Path, classes: Sequence[str]) -> tuple[Predictions 
     chosen = [row for row in rows if row[0] == part]
     if not chosen:
         return None, f"{PREDICTIONS_FILE} holds no image of part test or val."
-    names = list(dict.fromkeys([*classes, *sorted({name for row in chosen for name in row[2:4]})]))
-    index = {name: number for number, name in enumerate(names)}
+    known = [safe_cell(name) for name in classes]  # as the file has them
+    others = sorted({name for row in chosen for name in row[2:4]} - set(known))
+    index = {name: number for number, name in enumerate([*known, *others])}
     try:
         return Predictions(
             part=part,
-            classes=names,
+            classes=[*classes, *others],
             files=[row[1] for row in chosen],
             labels=np.array([index[row[2]] for row in chosen], dtype=np.int64),
             predicted=np.array([index[row[3]] for row in chosen], dtype=np.int64),
@@ -103,15 +88,10 @@ def read_predictions(folder: Path, classes: Sequence[str]) -> tuple[Predictions 
         return None, f"{PREDICTIONS_FILE} cannot be read ({error})."
 
 
-def reliability(predictions: Predictions, scale: Scale) -> Reliability:
-    """How often predictions of a confidence are right, in `ECE_BINS` equal bins of confidence."""
+def reliability(predictions: Predictions, scale: Scale) -> CalibrationBins:
+    """How often predictions of a confidence are right."""
     values = predictions.confidence if scale == "confidence" else predictions.calibrated
-    bins = np.clip((values * ECE_BINS).astype(np.int64), 0, ECE_BINS - 1)
-    counts = np.bincount(bins, minlength=ECE_BINS)
-    right = np.bincount(bins, weights=predictions.labels == predictions.predicted, minlength=ECE_BINS)
-    summed = np.bincount(bins, weights=values, minlength=ECE_BINS)
-    used = counts > 0
-    return Reliability(summed[used] / counts[used], right[used] / counts[used], counts[used])
+    return calibration_bins(values, predictions.labels == predictions.predicted)
 
 
 def thumbnails(files: Sequence[str], places: Sequence[Path]) -> list[str | None]:
