@@ -15,7 +15,7 @@ FLOORS = """
 errors config meter objective wording distributions yaml_lines disk
 sweep_schema sweep parameters sweep_report space
 store settings runs rows ledger metrics significance calibration pictures augment folders download archive
-remote contents audit devices cuts origins standings tables progress
+remote contents audit devices cuts origins standings tables notebook progress
 images data
 recipe weights architectures backbone freeze graph convolutions tracing
 states wandb_files wandb_charts wandb_runs wandb_writer tracking
@@ -30,7 +30,7 @@ ORDER = FLOORS.split()
 ROOMS = {
     "ray": {"cluster", "searchers", "tuning", "tracking"},
     "wandb": {"tracking", "wandb_writer", "wandb_files", "wandb_charts"},
-    "rich": {"progress", "tables", "sweep_report", "space", "audit", "results"},
+    "rich": {"progress", "notebook", "tables", "sweep_report", "space", "audit", "results"},
     "optuna": {"searchers", "report_study"},
 }
 

@@ -150,7 +150,7 @@ def test_long_task_in_a_log_says_now_and_then_how_far_it_is(log: Screen) -> None
         for _ in range(50):
             log.clock.now += LOG_SECONDS / 10
             advance(1)
-    assert log.err[1] == "Reading images: 10 of 100 images, 1 images/s, 2 min left"
+    assert log.err[1] == "Reading images: 10 of 100 images, 1.0 images/s, 2 min left"
     assert len(log.err) == 2 + 5
 
 

@@ -80,6 +80,16 @@ def test_time_left_is_that_of_the_epochs_left(total: int, n_earlier: int, second
     assert standings.seconds_left(elapsed=8.0) == pytest.approx(seconds)
 
 
+def test_share_of_the_work_done_starts_at_none_and_ends_at_all() -> None:
+    assert standings_of(FakeTrial("a")).share_done == 0
+    half = standings_of(
+        FakeTrial("a", epochs=4, epoch=4, status="TERMINATED"), FakeTrial("b", epochs=4), total=2
+    )
+    assert half.share_done == pytest.approx(0.5)
+    half.update([half.trials[0], FakeTrial("b", epochs=4, epoch=1, status="STOPPED")])
+    assert half.share_done == 1
+
+
 def test_time_left_goes_by_what_trials_cost_where_that_is_known() -> None:
     """`a` trains and is half done, `b` will replay it, `c` trains as long."""
     standings = standings_of(FakeTrial("a", epochs=4, epoch=2), total=3)

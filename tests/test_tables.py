@@ -8,7 +8,7 @@ from rich.console import Console
 
 from tests.live_trials import FakeTrial
 from tune_inat.standings import Standings
-from tune_inat.tables import LiveTable, amount, duration, ended_line, estimate, leaderboard_table, short
+from tune_inat.tables import LiveTable, amount, duration, ended_line, estimate, leaderboard_table, rate, short
 
 
 def lines_of(renderable: Any, width: int, height: int = 30) -> list[str]:
@@ -44,7 +44,24 @@ def test_live_table_says_how_far_the_search_is() -> None:
     headline = live_lines(FakeTrial("a", status="TERMINATED", epoch=5), FakeTrial("b", epoch=1))[0]
     assert "1/12" in headline
     assert "1 running" in headline
-    assert "about 9 min left" in headline  # 10 s an epoch: 4 of b, 10 trials of 5
+    assert "6.0 epochs/min  about 9 min left" in headline  # 10 s an epoch: 4 of b, 10 trials of 5
+
+
+def test_live_table_says_that_trials_are_yet_to_start() -> None:
+    assert "0/12  starting" in live_lines()[0]
+
+
+@pytest.mark.parametrize(
+    ("n", "seconds", "unit", "said"),
+    [
+        (622, 1, "images", "622 images/s"),
+        (3, 2, "epochs", "1.5 epochs/s"),
+        (1, 25, "epochs", "2.4 epochs/min"),
+        (30_000_000, 20, "bytes", "1.5 MB/s"),
+    ],
+)
+def test_rate_is_in_a_unit_that_suits_it(n: int, seconds: float, unit: str, said: str) -> None:
+    assert rate(n, seconds, unit) == said
 
 
 def test_running_trial_has_its_epochs_and_last_value() -> None:

@@ -195,8 +195,9 @@ class _Conductor:
         else:
             with ray_session(self._settings.address) as wait_for_cluster:
                 cluster = wait_for_cluster()
-        preparation = self._prepare(self._n_left())
-        forecast, _ = preparation.foresee(cluster, seconds_so_far=START_SECONDS)
+        with self._terminal.task("Planning", None, "steps"):
+            preparation = self._prepare(self._n_left())
+            forecast, _ = preparation.foresee(cluster, seconds_so_far=START_SECONDS)
         return forecast.to_json()
 
     # ---- the trials
@@ -263,10 +264,11 @@ class _Conductor:
         with ray_session(settings.address) as cluster:
             from tune_inat.tuning import Ending, TrialRun, run_trials  # torch, while Ray starts
 
-            preparation = self._prepare(n_left)
-            self._forecast, devices = preparation.foresee(
-                cluster(), seconds_so_far=time.monotonic() - self._started
-            )
+            with self._terminal.task("Planning", None, "steps"):
+                preparation = self._prepare(n_left)
+                self._forecast, devices = preparation.foresee(
+                    cluster(), seconds_so_far=time.monotonic() - self._started
+                )
             if self._is_to_begin_anew:
                 _begin_anew(self._folder, self._ledger)
                 self._is_to_begin_anew = False

@@ -26,6 +26,10 @@ class UserError(Exception):
     def __reduce__(self) -> tuple[type["UserError"], tuple[tuple[str, ...]]]:
         return type(self), (self.problems,)
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of it, by IPython's protocol: no traceback there either."""
+        return describe(self).splitlines()
+
 
 class SpaceError(UserError):
     """A search space that cannot be read or makes no sense."""

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from tune_inat.errors import printable
 from tune_inat.meter import Advance
+from tune_inat.notebook import Canvas, NotebookProgress, is_notebook, open_notebook_console
 from tune_inat.objective import DEFAULT_METRIC, Metric
 from tune_inat.standings import ENDED, LiveTrial, Standings
 from tune_inat.tables import (
@@ -29,11 +30,12 @@ from tune_inat.tables import (
     number,
     plan_lines,
     plan_tables,
+    rate,
 )
 
 DRAW_SECONDS = 0.5  # between two drawings of the trials; each takes 13 ms of a core that could train
 LOG_SECONDS = 10.0  # between two lines about a task, where there is no terminal
-TITLE_WIDTH, STATE_WIDTH, MIN_BAR, MAX_BAR = 28, 46, 6, 30  # columns of a task's line
+TITLE_WIDTH, STATE_WIDTH, MIN_BAR, MAX_BAR = 28, 46, 6, 30  # columns of a task's line; the title's at least
 LOG_WIDTH = 200  # of tables that do not go to a terminal
 
 Clock = Callable[[], float]
@@ -42,7 +44,7 @@ Clock = Callable[[], float]
 class Terminal:
     """Where a command speaks to its user; a `Meter`. Foreign text cannot drive the terminal.
 
-    On a terminal, what goes on is drawn and drawn over; elsewhere it is told in a few lines.
+    On a terminal and in a notebook, what goes on is drawn and drawn over; elsewhere a few lines tell it.
 
     Args:
         quiet_stdout: leave stdout alone, for something else to be printed there; results go to stderr.
@@ -59,6 +61,7 @@ class Terminal:
         results: Console | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
+        self._is_notebook = console is None and is_notebook()
         self._console = console or _open_console(stderr=True)
         self._results = self._console if quiet_stdout else (results or _open_console(stderr=False))
         self._clock = clock
@@ -79,7 +82,7 @@ class Terminal:
         When it is done, a line says how much that was and how long it took.
         """
         work = _Work(_line(title), total, unit, self._clock)
-        if self._console.is_interactive:
+        if self._console.is_interactive or self._is_notebook:
             with self._bar(work) as advance:
                 yield advance
         else:
@@ -105,6 +108,11 @@ class Terminal:
             costs: the seconds that each should take, by its id, where that is known.
         """
         standings = Standings(total=total, n_earlier=n_earlier, metric=metric, costs=costs or {})
+        if self._is_notebook:
+            canvas = Canvas()
+            yield TrialBoard(standings, self._clock, draw=canvas.draw)
+            canvas.close()
+            return
         if not self._console.is_interactive:
             yield TrialBoard(standings, self._clock, say=self.say)
             return
@@ -206,19 +214,7 @@ class Terminal:
     def _bar(self, work: "_Work") -> Iterator[Advance]:
         """A bar, below those of the tasks that this one is a part of."""
         if self._bars is None:
-            width = self._console.width - TITLE_WIDTH - STATE_WIDTH
-            self._bars = Progress(
-                TextColumn(
-                    "{task.description}",
-                    markup=False,
-                    table_column=Column(no_wrap=True, max_width=TITLE_WIDTH),
-                ),
-                BarColumn(max(MIN_BAR, min(MAX_BAR, width)), complete_style="cyan"),
-                _StateColumn(table_column=Column(no_wrap=True)),
-                console=self._console,
-                transient=True,
-                redirect_stdout=False,
-            )
+            self._bars = self._new_bars()
             self._bars.start()
         bars = self._bars
         bar = bars.add_task(work.title, total=work.total, work=work)
@@ -235,6 +231,19 @@ class Terminal:
             if not bars.tasks:
                 bars.stop()
                 self._bars = None
+
+    def _new_bars(self) -> Progress:
+        room = self._console.width - STATE_WIDTH
+        title_width = max(TITLE_WIDTH, room - MAX_BAR)
+        title = Column(no_wrap=True, max_width=title_width)
+        columns = (
+            TextColumn("{task.description}", markup=False, table_column=title),
+            BarColumn(max(MIN_BAR, min(MAX_BAR, room - title_width)), complete_style="cyan"),
+            _StateColumn(table_column=Column(no_wrap=True)),
+        )
+        if self._is_notebook:
+            return NotebookProgress(*columns, console=self._console)
+        return Progress(*columns, console=self._console, transient=True, redirect_stdout=False)
 
 
 class TrialBoard:
@@ -309,19 +318,18 @@ class _Work:
         seconds = self._clock() - self._started
         if not self._done:
             return f"{self.title}: {duration(seconds)}"
-        rate = f" ({amount(self._done / seconds, self._unit)}/s)" if seconds >= 1 else ""
-        return f"{self.title}: {amount(self._done, self._unit)} in {duration(seconds)}{rate}"
+        speed = f" ({rate(self._done, seconds, self._unit)})" if seconds >= 1 else ""
+        return f"{self.title}: {amount(self._done, self._unit)} in {duration(seconds)}{speed}"
 
     def state(self) -> str:
         """What has been done, of how much, how fast, and how long the rest will take."""
         seconds = self._clock() - self._started
         if not self._done or seconds <= 0:
             return "" if self.total is None else amount(self.total, self._unit)
-        done, rate = amount(self._done, self._unit), self._done / seconds
-        speed = f"{amount(rate, self._unit)}/s"
+        done, speed = amount(self._done, self._unit), rate(self._done, seconds, self._unit)
         if self.total is None:
             return f"{done}, {speed}"
-        left = estimate((self.total - self._done) / rate)
+        left = estimate((self.total - self._done) * seconds / self._done)
         of_total = f"{done.removesuffix(self._unit).strip()} of {amount(self.total, self._unit)}"
         return f"{of_total}, {speed}, {left} left"
 
@@ -336,6 +344,8 @@ class _StateColumn(ProgressColumn):
 
 def _open_console(*, stderr: bool) -> Console:
     """A console that takes text as it is, and animates only what a person sees."""
+    if is_notebook():
+        return open_notebook_console()
     stream = sys.stderr if stderr else sys.stdout
     is_terminal = stream.isatty()
     return Console(

@@ -80,23 +80,34 @@ class Standings:
         ids = heapq.nsmallest(n, self.best, key=lambda trial_id: self._cost(self.best[trial_id]))
         return [by_id[trial_id] for trial_id in ids]
 
-    def seconds_left(self, elapsed: float) -> float | None:
-        """How long the rest will take at the speed of the epochs so far; `None` before there are any.
+    @property
+    def n_epochs(self) -> int:
+        """The epochs that trials have reported in this run."""
+        return sum(epochs_done(trial) for trial in self.trials)
+
+    @property
+    def share_done(self) -> float:
+        """How much of this run's work is done, 0 to 1.
 
         Trials that have not started count as average ones. What early stopping will spare is not known.
         """
-        n_epochs = sum(epochs_done(trial) for trial in self.trials)
-        if n_epochs == 0:
-            return None
-        if self.costs:
-            return self._seconds_left_by_cost(elapsed)
+        done, left = self._work_by_cost() if self.costs else self._work_by_epochs()
+        return done / (done + left) if done > 0 else 0.0
+
+    def seconds_left(self, elapsed: float) -> float | None:
+        """How long the rest will take at the speed so far; `None` before there is any."""
+        share = self.share_done
+        return elapsed * (1 - share) / share if share > 0 else None
+
+    def _work_by_epochs(self) -> tuple[float, float]:
+        """What is done and what is left, in epochs."""
         n_left = sum(epochs_asked(trial) - epochs_done(trial) for trial in self.running)
         n_asked = sum(epochs_asked(trial) for trial in self.trials)
         n_unstarted = max(0, self.total - self.n_earlier - len(self.trials))
-        return elapsed / n_epochs * (n_left + n_unstarted * n_asked / len(self.trials))
+        return self.n_epochs, n_left + n_unstarted * n_asked / max(1, len(self.trials))
 
-    def _seconds_left_by_cost(self, elapsed: float) -> float | None:
-        """The same where trials differ: one that replays another's epochs costs next to nothing."""
+    def _work_by_cost(self) -> tuple[float, float]:
+        """The same in seconds, since one that replays another's epochs costs next to nothing."""
         started = {trial.trial_id for trial in self.trials}
         left = sum(cost for trial_id, cost in self.costs.items() if trial_id not in started)
         done = 0.0
@@ -105,7 +116,7 @@ class Standings:
             share = epochs_done(trial) / epochs_asked(trial)
             done += cost * share
             left += cost * (1 - share) if trial.status not in ENDED else 0.0
-        return elapsed * left / done if done > 0 else None
+        return done, left
 
     def value(self, trial: LiveTrial) -> float | None:
         """A trial's last value of the metric, `None` where there is none or it is not finite."""

@@ -18,6 +18,7 @@ MAX_RANKED = 20  # rows of a leaderboard
 MAX_CUTS = 4  # named in a line
 MAX_VALUE = 20  # characters of a parameter's value
 NARROW, MIN_BAR, EPOCH_BAR, TOTAL_BAR = 72, 5, 12, 24  # columns
+BAR_STEPS = 1000  # of a bar that shows a share
 GAP = 2  # columns between two columns of a table
 STATUS_STYLES = {"ERROR": "red", "STOPPED": "yellow", "SKIPPED": "dim"}
 DROPPED_WHEN_NARROW = ("time", "#", "val loss", "status")
@@ -65,18 +66,23 @@ class LiveTable:
         yield table
 
     def _headline(self, n_running: int, width: int) -> Table:
+        """How many trials are done and run, how fast, how long the rest takes; as a bar, the work done."""
         standings = self._standings
         left = standings.seconds_left(self._elapsed)
         line = Table.grid(padding=(0, GAP, 0, 0))
-        bar = _bar(standings.total, standings.n_done, TOTAL_BAR if width >= NARROW else MIN_BAR)
         texts = [
             Text("trials", style="bold"),
             Text(f"{standings.n_done:,}/{standings.total:,}"),
-            Text(f"{n_running} running", style="dim"),
-            Text("" if left is None else f"about {estimate(left)} left", style="dim"),
+            Text(f"{n_running} running" if standings.trials else "starting", style="dim"),
         ]
+        if left is not None:
+            texts += [Text(f"about {estimate(left)} left", style="dim")]
+        if left is not None and self._elapsed > 0 and width >= NARROW:
+            texts.insert(-1, Text(rate(standings.n_epochs, self._elapsed, "epochs"), style="dim"))
         for text in texts:
             text.no_wrap = True
+        room = width - sum(len(text) + GAP for text in texts)
+        bar = _bar(BAR_STEPS, round(standings.share_done * BAR_STEPS), max(MIN_BAR, min(TOTAL_BAR, room)))
         line.add_row(texts[0], bar, *texts[1:])
         return line
 
@@ -240,6 +246,14 @@ def amount(n: float, unit: str) -> str:
         if n >= 10**power:
             return f"{n / 10**power:.1f} {prefix}B"
     return f"{n:.0f} B"
+
+
+def rate(n: float, seconds: float, unit: str) -> str:
+    """How fast something goes: `622 images/s`, `1.5 MB/s`; where that is slow, `2.4 epochs/min`."""
+    if unit == "bytes":
+        return f"{amount(n / seconds, unit)}/s"
+    each, period = (n / seconds, "s") if n >= seconds else (60 * n / seconds, "min")
+    return f"{each:,.0f} {unit}/{period}" if each >= 9.95 else f"{each:.1f} {unit}/{period}"
 
 
 def number(value: float | None) -> str:

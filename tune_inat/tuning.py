@@ -154,12 +154,24 @@ def run_trials(
                 time_budget_s=ending.max_seconds,
             ),
             run_config=tune.RunConfig(
-                name="search", storage_path=scratch, verbose=0, callbacks=[watcher, *callbacks]
+                name="search",
+                storage_path=scratch,
+                verbose=0,
+                callbacks=[watcher, *callbacks],
+                progress_reporter=SilentReporter(),
             ),
         )
         with _prompt_interrupt(ending, stop_file):
             tuner.fit()
         effort.is_interrupted = ending.is_interrupted
+
+
+class SilentReporter(tune.ProgressReporter):
+    """Tune's own would clear a notebook's output, whatever its verbosity."""
+
+    def should_report(self, trials: list[Any], done: bool = False) -> bool:
+        """Never."""
+        return False
 
 
 def make_scheduler(
