@@ -186,16 +186,16 @@ class _Conductor:
 
     def foresee(self) -> dict[str, Any]:
         """The plan of what is left, as JSON; nothing is trained or written but what was measured for it."""
-        from tune_inat.cluster import ray_session
-        from tune_inat.preparation import START_SECONDS, this_machine
-
         self._say_notices()
-        if self._settings.address is None:
-            cluster = this_machine()
-        else:
-            with ray_session(self._settings.address) as wait_for_cluster:
-                cluster = wait_for_cluster()
         with self._terminal.task("Planning", None, "steps"):
+            from tune_inat.cluster import ray_session
+            from tune_inat.preparation import START_SECONDS, this_machine
+
+            if self._settings.address is None:
+                cluster = this_machine()
+            else:
+                with ray_session(self._settings.address) as wait_for_cluster:
+                    cluster = wait_for_cluster()
             preparation = self._prepare(self._n_left())
             forecast, _ = preparation.foresee(cluster, seconds_so_far=START_SECONDS)
         return forecast.to_json()
@@ -258,13 +258,14 @@ class _Conductor:
 
     def _run_trials(self, n_left: int) -> None:
         """Start Ray, say the plan, compute what trials share, run the trials."""
-        from tune_inat.cluster import ray_session
-
         settings, space = self._settings, self._inputs.space
-        with ray_session(settings.address) as cluster:
-            from tune_inat.tuning import Ending, TrialRun, run_trials  # torch, while Ray starts
-
+        with ExitStack() as session:
             with self._terminal.task("Planning", None, "steps"):
+                from tune_inat.cluster import ray_session
+
+                cluster = session.enter_context(ray_session(settings.address))
+                from tune_inat.tuning import Ending, TrialRun, run_trials  # torch, while Ray starts
+
                 preparation = self._prepare(n_left)
                 self._forecast, devices = preparation.foresee(
                     cluster(), seconds_so_far=time.monotonic() - self._started
