@@ -1,6 +1,7 @@
 """The leaderboard and the files of a search."""
 
 import csv
+import itertools
 import json
 from pathlib import Path
 
@@ -38,8 +39,14 @@ def row(epoch: int, accuracy: float, loss: float = 1.0) -> Row:
     }
 
 
-def result(trial_id: str, *rows: Row, status: Status = "TERMINATED", model: str = "resnet50") -> TrialResult:
-    config = TrialConfig(model=model).model_dump()
+def result(
+    trial_id: str,
+    *rows: Row,
+    status: Status = "TERMINATED",
+    model: str = "resnet50",
+    epochs: int = 5,
+) -> TrialResult:
+    config = TrialConfig(model=model, epochs=epochs).model_dump()
     record = TrialRecord(trial_id, config, rows=list(rows), status=status, did={"cut": "layer3"})
     return trial_result(record, "val_accuracy", "maximize")
 
@@ -62,6 +69,13 @@ def test_leaderboard_puts_the_best_first_and_the_failed_last() -> None:
     ]
     ranked = [trial.trial_id for trial in leaderboard(trials, "val_accuracy", "maximize")]
     assert ranked == ["tied, lower loss", "tied, higher loss", "worse", "failed", "none"]
+
+
+def test_order_of_equal_trials_does_not_depend_on_which_ended_first() -> None:
+    same = [result(name, row(1, 0.8), epochs=epochs) for name, epochs in (("c", 5), ("a", 7), ("b", 5))]
+    for trials in itertools.permutations(same):
+        ranked = leaderboard(trials, "val_accuracy", "maximize")
+        assert [trial.trial_id for trial in ranked] == ["b", "c", "a"]
 
 
 def test_goal_to_minimize_turns_the_leaderboard() -> None:

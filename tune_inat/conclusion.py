@@ -9,6 +9,7 @@ from tune_inat.errors import UserError
 from tune_inat.inputs import Inputs
 from tune_inat.leaderboard import (
     BEST_MODEL_FOLDER,
+    PREDICTIONS_FILE,
     TestResult,
     TrialResult,
     exported_trial,
@@ -55,7 +56,8 @@ class Conclusion:
     def export(self, best: TrialResult) -> TestResult | None:
         """Test and export the best model, unless an earlier run of the command has done it."""
         earlier = read_summary(self._folder)
-        if earlier is not None and exported_trial(self._folder) == (best.trial_id, best.best_epoch):
+        is_whole = exported_trial(self._folder) == (best.trial_id, best.best_epoch)
+        if earlier is not None and is_whole and (self._folder / PREDICTIONS_FILE).exists():
             return recorded_test(earlier)
         from tune_inat.outcome import export_best
 

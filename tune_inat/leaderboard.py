@@ -104,16 +104,27 @@ def trial_result(record: TrialRecord, metric: str, goal: Goal) -> TrialResult:
     )
 
 
+Rank = tuple[bool, bool, float, float, int, str]
+
+
+def rank(
+    trial_id: str, config: Mapping[str, Any], status: str, best: Row | None, metric: str, goal: Goal
+) -> Rank:
+    """What trials are sorted by, best first; those that failed, then those without an epoch, come last.
+
+    Of trials that are equal in all of it, the one that asks for fewer epochs comes first. So the order does
+    not depend on which of them ended first.
+    """
+    value = None if best is None else best.get(metric)
+    if best is None or value is None:
+        return True, True, 0.0, 0.0, 0, ""
+    cost = -value if goal == "maximize" else value
+    return status == "ERROR", False, cost, best.get("val_loss", 0.0), int(config.get("epochs", 0)), trial_id
+
+
 def leaderboard(results: Iterable[TrialResult], metric: str, goal: Goal) -> list[TrialResult]:
-    """Trials from best to worst; those that failed, then those without an epoch, come last."""
-    sign = -1.0 if goal == "maximize" else 1.0
-
-    def rank(result: TrialResult) -> tuple[bool, bool, float, float]:
-        if result.best is None:
-            return True, True, 0.0, 0.0
-        return result.status == "ERROR", False, sign * result.best[metric], result.best["val_loss"]
-
-    return sorted(results, key=rank)
+    """Trials from best to worst, see `rank`."""
+    return sorted(results, key=lambda it: rank(it.trial_id, it.config, it.status, it.best, metric, goal))
 
 
 def best_of(ranked: Sequence[TrialResult]) -> TrialResult | None:

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tune_inat.errors import UserError
-from tune_inat.leaderboard import BEST_MODEL_FOLDER, leaderboard, read_summary, trial_result
+from tune_inat.leaderboard import BEST_MODEL_FOLDER, leaderboard, rank, read_summary, trial_result
 from tune_inat.ledger import LEDGER_FILE, Ledger, TrialRecord
 from tune_inat.metrics import unpack_correct
 from tune_inat.objective import DEFAULT_METRIC, GOALS, Metric
@@ -205,15 +205,10 @@ def _trials(
     unknown = [_of_summary(trial) for key, trial in listed.items() if key not in known]
     if not unknown:
         return trials
-    sign = -1.0 if metric.goal == "maximize" else 1.0
-    return sorted([*trials, *unknown], key=lambda trial: _rank(trial, metric.name, sign))
-
-
-def _rank(trial: ReportedTrial, metric: str, sign: float) -> tuple[bool, bool, float, float]:
-    value = None if trial.best is None else trial.best.get(metric)
-    if trial.best is None or value is None:
-        return True, True, 0.0, 0.0
-    return trial.status == "ERROR", False, sign * value, trial.best.get("val_loss", 0.0)
+    return sorted(
+        [*trials, *unknown],
+        key=lambda it: rank(it.trial_id, it.config, it.status, it.best, metric.name, metric.goal),
+    )
 
 
 def _of_record(record: TrialRecord, best: Row | None, is_running: bool) -> ReportedTrial:

@@ -61,7 +61,7 @@ def search(space: str = "grid", **arguments: Any) -> SearchResult:
     settings = make_settings(space=space, **arguments)
     if settings.dry_run:
         raise UserError("search(dry_run=True): call plan_search(...), which returns the plan.")
-    return _run(settings, Terminal())
+    return run_search(settings, Terminal())
 
 
 def plan_search(space: str = "grid", **arguments: Any) -> dict[str, Any]:
@@ -80,7 +80,12 @@ def _foresee(settings: SearchSettings, terminal: Terminal) -> dict[str, Any]:
     return foresee_search(settings, terminal)
 
 
-def _run(settings: SearchSettings, terminal: Terminal) -> SearchResult:
+def run_search(settings: SearchSettings, terminal: Terminal) -> SearchResult:
+    """Run a search, told on `terminal`.
+
+    Raises:
+        UserError: whatever is wrong with the settings or the inputs.
+    """
     started = time.monotonic()
     terminal.say(f"Search space {settings.space} on {hide_secrets(settings.data)}")
     from tune_inat.conduct import conduct_search
@@ -141,7 +146,7 @@ def main(
             terminal.plan(printed)
         code = EXIT_DONE
     else:
-        printed = _run(settings, terminal).summary
+        printed = run_search(settings, terminal).summary
         code = exit_code(printed)
     if as_json:
         sys.stdout.write(json.dumps(printed, indent=2) + "\n")
