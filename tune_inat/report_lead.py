@@ -78,8 +78,8 @@ def _test_tile(search: SearchToReport) -> Html:
     text = f"on {count(best, 'n_test')} images that no trial saw"
     interval = best.get("test_interval")
     if interval:
-        text = f"95 % interval {interval[0]:.1%} to {interval[1]:.1%} (Wilson), {text}"
-    return _tile("Its test accuracy", f"{best['test_accuracy']:.1%}", text)
+        text = f"95 % interval {interval[0]:.4f} to {interval[1]:.4f} (Wilson), {text}"
+    return _tile("Its test accuracy", f"{best['test_accuracy']:.4f}", text)
 
 
 def _ties_tile(search: SearchToReport) -> Html:
