@@ -240,6 +240,16 @@ def test_table_is_drawn_at_most_twice_a_second(tty: Screen) -> None:
         assert "1 running" in tty.sent[len(before) :]
 
 
+def test_step_that_nobody_counts_is_told_in_a_line_that_its_end_replaces(tty: Screen) -> None:
+    with tty.terminal.task("Planning", None, ""):
+        assert tty.sent.endswith("Planning...\x1b[0m\r")
+        tty.terminal.say("Images are kept.")
+        with tty.terminal.task("Decoding images", 4, "images") as advance:
+            advance(4)
+    assert "Planning...\x1b[0m\r\x1b[2KImages are kept.\n" in tty.sent
+    assert tty.sent.endswith("Planning: 0.0 s\n")
+
+
 def test_table_is_gone_and_the_cursor_back_when_trials_are_interrupted(tty: Screen) -> None:
     def interrupted_search() -> None:
         with tty.terminal.trials(2) as board:

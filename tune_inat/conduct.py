@@ -187,7 +187,7 @@ class _Conductor:
     def foresee(self) -> dict[str, Any]:
         """The plan of what is left, as JSON; nothing is trained or written but what was measured for it."""
         self._say_notices()
-        with self._terminal.task("Planning", None, "steps"):
+        with self._terminal.task("Planning", None, ""):
             from tune_inat.cluster import ray_session
             from tune_inat.preparation import START_SECONDS, this_machine
 
@@ -260,7 +260,7 @@ class _Conductor:
         """Start Ray, say the plan, compute what trials share, run the trials."""
         settings, space = self._settings, self._inputs.space
         with ExitStack() as session:
-            with self._terminal.task("Planning", None, "steps"):
+            with self._terminal.task("Planning", None, ""):
                 from tune_inat.cluster import ray_session
 
                 cluster = session.enter_context(ray_session(settings.address))

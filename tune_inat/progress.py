@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.control import Control
 from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.segment import ControlType
 from rich.table import Column
 from rich.text import Text
 
@@ -66,6 +68,7 @@ class Terminal:
         self._results = self._console if quiet_stdout else (results or _open_console(stderr=False))
         self._clock = clock
         self._bars: Progress | None = None
+        self._has_status = False  # a line that is replaced by the next
 
     def say(self, text: str) -> None:
         """One line for the user."""
@@ -79,10 +82,14 @@ class Terminal:
     def task(self, title: str, total: int | None, unit: str) -> Iterator[Advance]:
         """Show a task of `total` units (`None`: unknown); call the value with what has been done since.
 
-        When it is done, a line says how much that was and how long it took.
+        When it is done, a line says how much that was and how long it took. Without a unit nothing is
+        counted: a line says that it goes on.
         """
         work = _Work(_line(title), total, unit, self._clock)
-        if self._console.is_interactive or self._is_notebook:
+        if self._console.is_interactive and not unit:
+            with self._status(work):
+                yield work.advance
+        elif self._console.is_interactive or self._is_notebook:
             with self._bar(work) as advance:
                 yield advance
         else:
@@ -201,7 +208,23 @@ class Terminal:
     def _result(self, text: str, style: str = "") -> None:
         self._print(self._results, Text(_line(text), style=style))
 
+    @contextmanager
+    def _status(self, work: "_Work") -> Iterator[None]:
+        """A line that the next one replaces: a bar would be torn by those that libraries draw themselves."""
+        self._console.print(Text(work.first_line(), style="dim"), end="\r")
+        self._has_status = True
+        try:
+            yield
+        finally:
+            self._erase_status()
+
+    def _erase_status(self) -> None:
+        if self._has_status:
+            self._has_status = False
+            self._console.control(Control((ControlType.ERASE_IN_LINE, 2)))
+
     def _print(self, console: Console, what: Any) -> None:
+        self._erase_status()
         console.print(what, soft_wrap=not console.is_terminal)  # lines in a log are whole
 
     def _log(self, work: "_Work", n: int) -> None:
@@ -213,6 +236,7 @@ class Terminal:
     @contextmanager
     def _bar(self, work: "_Work") -> Iterator[Advance]:
         """A bar, below those of the tasks that this one is a part of."""
+        self._erase_status()
         if self._bars is None:
             self._bars = self._new_bars()
             self._bars.start()
