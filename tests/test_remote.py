@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import boto3  # type: ignore[import-untyped]  # has no types; moto brings it
+import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 

@@ -1,0 +1,1 @@
+"""Clusters: what starts them, and searches on many nodes."""
