@@ -99,6 +99,7 @@ class StepModel:
         self._cut_of = cut_of
         self._measure = measure
         self._known: dict[tuple[str, int, int, str], StepTimes] = {}
+        self._times: dict[tuple[str, int, int, str], StepTimes] = {}
         by_model: dict[str, dict[int, TrialConfig]] = defaultdict(dict)
         batch_sizes: dict[str, set[int]] = defaultdict(set)
         for config in configs:
@@ -115,9 +116,14 @@ class StepModel:
 
     def times(self, config: TrialConfig) -> StepTimes:
         """The times of a trial's steps, linear in between what is measured."""
-        key = self._model_key(config)
+        key, at = self._model_key(config), self._cut_of(config).suffix_flops
+        alike = (key, at, config.batch_size, config.optimizer)
+        if alike not in self._times:
+            self._times[alike] = self._interpolated(config, key, at)
+        return self._times[alike]
+
+    def _interpolated(self, config: TrialConfig, key: str, at: int) -> StepTimes:
         flops = [flops for flops, _ in self._probed[key]]
-        at = self._cut_of(config).suffix_flops
         by_size = {
             size: [self._at_size(probed, size, config.optimizer) for _, probed in self._probed[key]]
             for size in self._batch_sizes[key]

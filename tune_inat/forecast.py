@@ -139,7 +139,7 @@ class Forecaster:
         """The bytes that new activations may take: what `--cache-gb` and the disk leave."""
         root = _existing(self._job.store.root)
         free = int(shutil.disk_usage(root).free * (1 - RESERVED_SHARE))
-        pixels = self._work.pixels()
+        pixels = self._work.pixels
         free -= sum(part.n_bytes for part in pixels) + self._work.states_bytes()
         if self._budget is None:
             return max(0, free)
@@ -258,7 +258,7 @@ class Forecaster:
             is_representative: whether the trials are random ones that stand for those to be proposed.
             start_seconds: what comes before training and after it, whatever the trials are.
         """
-        pixels, cuts = self._work.pixels(), self._cuts()
+        pixels, cuts = self._work.pixels, self._cuts()
         seconds = {
             "decoding": self._decode_seconds(pixels),
             "frozen layers": self._frozen_seconds(),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +33,10 @@ class Job:
 
     def images_key(self, config: TrialConfig, *, of_views: bool) -> str:
         """Names a set of images and the network it goes through: equal for all trials that share both."""
-        network = [config.model, config.weights, config.image_size]
-        views = [config.augment, config.views] if of_views else None
+        network = (config.model, config.weights, config.image_size)
+        views = (config.augment, config.views) if of_views else None
         has_seed = of_views or config.weights == "none"
-        return hash_of([*network, views, config.seed if has_seed else None])
+        return _hash_once((*network, views, config.seed if has_seed else None))
+
+
+_hash_once = cache(hash_of)  # a plan of many trials asks for few of these, very often

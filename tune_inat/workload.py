@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tune_inat.config import TrialConfig
@@ -148,6 +149,7 @@ class Workload:
 
         return frozenset(name for name in order[1 : deepest + 1] if is_there(name))
 
+    @cached_property
     def pixels(self) -> tuple[PixelsForecast, ...]:
         """The images that are decoded, by size and views."""
         found: dict[tuple[int, str], PixelsForecast] = {}
@@ -161,6 +163,9 @@ class Workload:
     def _add_pixels(
         self, found: dict[tuple[int, str], PixelsForecast], config: TrialConfig, *, of_views: bool
     ) -> None:
+        key = (config.image_size, f"{config.augment} {config.seed} {config.views}" if of_views else "")
+        if key in found:
+            return
         decodings = self._bench.decodings(config, of_views=of_views)
         n_images = sum(len(contents) for contents, _ in decodings)
         n_new = sum(
@@ -169,7 +174,6 @@ class Workload:
             if not has_pixels(self._job.store, contents, size=config.image_size, view=view)
         )
         views = len(decodings) if of_views else 0
-        key = (config.image_size, f"{config.augment} {config.seed} {views}" if of_views else "")
         n_bytes = 3 * config.image_size**2 * n_new
         found[key] = PixelsForecast(config.image_size, views, n_images, n_new, n_bytes)
 
