@@ -118,6 +118,19 @@ def test_a_narrow_budget_keeps_what_fits(images: Path, store: Store) -> None:
     assert size_of(store.root / "features") < whole.n_bytes
 
 
+def test_activations_have_room_before_what_finished_trials_leave(images: Path, store: Store) -> None:
+    """Those are read in each epoch of each trial; of finished trials hardly anybody asks again."""
+    configs = [config_of(freeze="layer3", epochs=200, lr=0.001 * number) for number in range(1, 21)]
+    bench = make_bench(images, store)
+    roomy = forecast_of(bench, *configs)
+    n_bytes = roomy.disk["pixels"] + roomy.disk["activations"] + roomy.disk["states"] // 2
+    tight = forecast_of(bench, *configs, budget=n_bytes)
+    assert tight.cuts[0].reads == tight.cuts[0].cut
+    assert 0 < tight.disk["states"] < roomy.disk["states"]
+    assert tight.disk["total"] <= n_bytes
+    assert "what was unused for longest goes" in "".join(tight.notices)
+
+
 def test_more_trials_at_a_time_need_less_time_and_more_memory(
     images: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """What a search reads makes it the search that it is."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,11 @@ import pytest
 
 from tests.benches import write_images
 from tune_inat.errors import UserError
-from tune_inat.inputs import read_inputs
+from tune_inat.inputs import open_store, read_inputs
 from tune_inat.meter import SilentMeter
 from tune_inat.runs import find_run_folder, held, keep_identity
 from tune_inat.settings import make_settings
-from tune_inat.store import Store
+from tune_inat.store import CACHE_VARIABLE, Store
 
 
 @pytest.fixture
@@ -77,3 +78,15 @@ def test_models_and_weights_that_do_not_exist_are_refused_before_many_images_are
     with pytest.raises(UserError, match="Did you mean"):
         identity(folder, model="resnet5")
     assert not (folder / "cache" / "pixels").exists()
+
+
+def test_cache_may_fill_its_disk_nearly_and_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    (tmp_path / "kept").write_bytes(bytes(1000))
+    budget = open_store(make_settings()).budget_bytes
+    assert budget is not None
+    free = shutil.disk_usage(tmp_path).free
+    assert 1000 <= budget <= 1000 + free
+    assert open_store(make_settings(cache_gb=0.5)).budget_bytes == 500_000_000

@@ -264,6 +264,7 @@ class _Conductor:
                 from tune_inat.cluster import ray_session
 
                 cluster = session.enter_context(ray_session(settings.address))
+                from tune_inat.housekeeping import Housekeeper
                 from tune_inat.tuning import Ending, TrialRun, run_trials  # torch, while Ray starts
 
                 preparation = self._prepare(n_left)
@@ -306,7 +307,7 @@ class _Conductor:
                     effort=self._effort,
                     ledger=self._ledger,
                     observer=board.update,
-                    callbacks=[tracker] if tracker is not None else [],
+                    callbacks=[Housekeeper(job.store), *([tracker] if tracker is not None else [])],
                 )
         for problem in tracker.problems if tracker is not None else ():
             self._terminal.warn(problem)

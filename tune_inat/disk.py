@@ -46,6 +46,13 @@ def reserve(path: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
+def nearest_folder(folder: Path) -> Path:
+    """A folder, or the nearest one above it that exists."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
 def size_of(folder: Path) -> int:
     """The bytes of all files in a folder and below; 0 if there is none."""
     sizes = 0

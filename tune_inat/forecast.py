@@ -15,7 +15,7 @@ from typing import Any
 from tune_inat.config import TrialConfig
 from tune_inat.cuts import Choice, KeptCuts, choose_cuts, read_at
 from tune_inat.devices import Devices
-from tune_inat.disk import size_of
+from tune_inat.disk import nearest_folder, size_of
 from tune_inat.figures import Cuts, StepModel
 from tune_inat.graph import INPUT
 from tune_inat.images import decode
@@ -135,18 +135,21 @@ class Forecaster:
         rate = min((self._rate_of(images.key) for images in self._work.sets), default=float("inf"))
         return choose_cuts(self._work.sets, budget=room, flops_rate=rate)
 
-    def _room(self) -> int | None:
-        """The bytes that new activations may take: what `--cache-gb` and the disk leave."""
-        root = _existing(self._job.store.root)
-        free = int(shutil.disk_usage(root).free * (1 - RESERVED_SHARE))
-        pixels = self._work.pixels
-        free -= sum(part.n_bytes for part in pixels) + self._work.states_bytes()
-        if self._budget is None:
-            return max(0, free)
-        used = sum(3 * part.image_size**2 * part.n_images for part in pixels)
-        used += sum(images.size(name) for images in self._work.sets for name in images.present)
-        downloaded = sum(size_of(self._job.store.root / name) for name in ("data", "remote"))
-        return max(0, min(free, self._budget - used - downloaded - self._work.states_bytes()))
+    def _room(self) -> int:
+        """The bytes that new activations may take, beside what the trials that run leave."""
+        return max(0, self._spare() - self._work.running_states_bytes(len(os.sched_getaffinity(0))))
+
+    def _spare(self) -> int:
+        """The bytes that the cache may still grow by, once the images are decoded."""
+        root, pixels = self._job.store.root, self._work.pixels
+        free = int(shutil.disk_usage(nearest_folder(root)).free * (1 - RESERVED_SHARE))
+        spare = free - sum(part.n_bytes for part in pixels)
+        if self._budget is not None:
+            used = sum(3 * part.image_size**2 * part.n_images for part in pixels)
+            used += sum(images.size(name) for images in self._work.sets for name in images.present)
+            downloaded = sum(size_of(root / name) for name in ("data", "remote"))
+            spare = min(spare, self._budget - used - downloaded)
+        return max(0, spare)
 
     def _rate_of(self, images_key: str) -> float:
         """The operations a second of the frozen layers that a set of images goes through."""
@@ -272,9 +275,10 @@ class Forecaster:
                 for images in self._work.sets
                 for name in self.choice.kept[images.key] - images.present
             ),
-            "states": self._work.states_bytes(),
         }
-        free = shutil.disk_usage(_existing(self._job.store.root)).free
+        left = self._work.states_bytes()
+        disk["states"] = min(left, max(0, self._spare() - disk["activations"]))
+        free = shutil.disk_usage(nearest_folder(self._job.store.root)).free
         return Forecast(
             n_trials=len(self._trials) + n_finished,
             n_finished=n_finished,
@@ -289,7 +293,7 @@ class Forecaster:
             seconds={**seconds, "total": sum(seconds.values())},
             memory=self._memory(share),
             disk={**disk, "total": sum(disk.values()), "free": free},
-            notices=self._notices(sum(disk.values()), free),
+            notices=self._notices(sum(disk.values()), free, left, disk["states"]),
             trial_seconds={} if is_representative else self._trial_seconds(share),
         )
 
@@ -334,7 +338,7 @@ class Forecaster:
         trial = PROCESS_BYTES + largest
         return {"trial": trial, "total": self._n_at_a_time(share) * trial}
 
-    def _notices(self, n_bytes: int, free: int) -> tuple[str, ...]:
+    def _notices(self, n_bytes: int, free: int, left: int, kept: int) -> tuple[str, ...]:
         notices = []
         for images in self._work.sets:
             missing = self.choice.crowded_out.get(images.key, frozenset())
@@ -346,19 +350,17 @@ class Forecaster:
                     f"{why} has no room for the activations at {names} ({n_missing / 1e9:,.2f} GB): frozen "
                     "layers run again in every epoch from what is kept before."
                 )
+        if kept < left:
+            notices.append(
+                f"Trials would leave {left / 1e9:,.2f} GB to go on from, and there is room for "
+                f"{kept / 1e9:,.2f} GB: what was unused for longest goes."
+            )
         if n_bytes > free:
             notices.append(
                 f"The search may write {n_bytes / 1e9:,.2f} GB and {free / 1e9:,.2f} GB are free on the "
                 "cache's disk."
             )
         return tuple(notices)
-
-
-def _existing(folder: Path) -> Path:
-    """A folder, or the nearest one above it that exists."""
-    while not folder.exists():
-        folder = folder.parent
-    return folder
 
 
 def _try_to_decode(path: Path, size: int) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 from tune_inat.config import TrialConfig
 from tune_inat.contents import hash_content
 from tune_inat.data import DataSet, find_images, split_images
+from tune_inat.disk import nearest_folder, size_of
 from tune_inat.errors import SpaceError, UserError
 from tune_inat.images import Pixels, has_pixels, load_pixels
 from tune_inat.meter import Meter
@@ -20,6 +22,7 @@ from tune_inat.space import SearchSpace, load_space
 from tune_inat.store import Store, default_root
 
 BYTES_PER_GB = 10**9
+SPARED_BYTES, SPARED_SHARE = 5 * BYTES_PER_GB, 0.05  # of the disk, the less of both: the cache leaves it free
 MANY_IMAGES = 2000  # to decode them takes longer than to import what knows all models
 
 
@@ -102,9 +105,19 @@ def read_inputs(settings: SearchSettings, meter: Meter, store: Store) -> Inputs:
 
 
 def open_store(settings: SearchSettings) -> Store:
-    """The user's store, within `--cache-gb`."""
-    budget = None if settings.cache_gb is None else int(settings.cache_gb * BYTES_PER_GB)
-    return Store(default_root(), budget)
+    """The user's store, within `--cache-gb`, else within what its disk can spare now."""
+    root = default_root()
+    budget = asked_budget(settings)
+    if budget is None:
+        disk = shutil.disk_usage(nearest_folder(root))
+        spared = min(SPARED_BYTES, int(SPARED_SHARE * disk.total))
+        budget = size_of(root) + max(0, disk.free - spared)
+    return Store(root, budget)
+
+
+def asked_budget(settings: SearchSettings) -> int | None:
+    """The bytes of `--cache-gb`; `None` where it was not given."""
+    return None if settings.cache_gb is None else int(settings.cache_gb * BYTES_PER_GB)
 
 
 def _check_models(space: SearchSpace, fixed: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from tune_inat.devices import Asked, Cluster, Devices, device_options, share_dev
 from tune_inat.figures import Cuts
 from tune_inat.forecast import Forecast, Forecaster
 from tune_inat.frozen import Precision
-from tune_inat.inputs import Inputs
+from tune_inat.inputs import Inputs, asked_budget
 from tune_inat.job import Job
 from tune_inat.meter import Meter
 from tune_inat.plan import PlannedTrial, representative_plan
@@ -131,7 +131,7 @@ class Preparation:
         forecaster = Forecaster(
             self._bench,
             self._trials,
-            budget=self._inputs.store.budget_bytes,
+            budget=asked_budget(self._inputs.settings),
             files=self._inputs.files,
             cuts=cuts,
             probe=probe,

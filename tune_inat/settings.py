@@ -43,7 +43,9 @@ class SearchSettings(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto takes what is faster")
     overrides: Mapping[str, Any] = Field(default_factory=dict, description="values that all trials share")
     reuse: bool = Field(True, description="share work between trials, and with earlier searches")
-    cache_gb: float | None = Field(None, gt=0, description="how large the cache may grow, in GB")
+    cache_gb: float | None = Field(
+        None, gt=0, description="how large the cache may grow, in GB; else nearly the whole disk"
+    )
     dry_run: bool = Field(False, description="print the plan, with time, memory and disk, and train nothing")
     skip_bad_images: bool = Field(False, description="leave out images that cannot be read")
     wandb: Literal["online", "offline", "disabled"] | None = Field(None, description="W&B's mode")

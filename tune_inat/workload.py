@@ -1,5 +1,6 @@
 """What a search has to do: families and their leaders, images and where they are cut, pixels, states."""
 
+import heapq
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -179,6 +180,11 @@ class Workload:
 
     def states_bytes(self) -> int:
         """At most so many bytes of weights and optimizers: the last epoch's, and the best of each length."""
-        return sum(
-            (leader.n_horizons + 3) * self.cuts.of(leader.config).trainable_bytes for leader in self.leaders
-        )
+        return sum(self._states_of(leader) for leader in self.leaders)
+
+    def running_states_bytes(self, n_at_a_time: int) -> int:
+        """What so many trials that run at a time need of it: of what is not in use, the rest may go again."""
+        return sum(heapq.nlargest(n_at_a_time, (self._states_of(leader) for leader in self.leaders)))
+
+    def _states_of(self, leader: Leader) -> int:
+        return (leader.n_horizons + 3) * self.cuts.of(leader.config).trainable_bytes
