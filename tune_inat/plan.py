@@ -5,6 +5,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from tune_inat.config import TrialConfig
@@ -24,7 +25,7 @@ class PlannedTrial:
     trial_id: str
     config: TrialConfig
 
-    @property
+    @cached_property
     def family_key(self) -> str:
         """The key of the trials that train the same epochs, within one search."""
         return hash_of(self.config.family())

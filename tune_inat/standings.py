@@ -46,6 +46,7 @@ class Standings:
     best: dict[str, float] = field(default_factory=dict)
     varied: set[str] = field(default_factory=set)
     costs: Mapping[str, float] = field(default_factory=dict)
+    _settled: set[str] = field(default_factory=set)  # trials that have ended, and whose last value is known
 
     def update(self, trials: Sequence[LiveTrial]) -> None:
         """Take in how trials stand now: those known, in their order, and new ones after them."""
@@ -53,9 +54,13 @@ class Standings:
             first = trials[0].config
             self.varied |= {name for name, value in first.items() if trial.config.get(name) != value}
         for trial in trials:
+            if trial.trial_id in self._settled:
+                continue
             value, known = self.value(trial), self.best.get(trial.trial_id)
             if value is not None and (known is None or self._cost(value) < self._cost(known)):
                 self.best[trial.trial_id] = value
+            if trial.status in ENDED:
+                self._settled.add(trial.trial_id)
         self.trials = tuple(trials)
 
     @property

@@ -340,6 +340,7 @@ class Watcher(tune.Callback):
         self._started: dict[str, float] = {}
         self._ended: dict[str, float] = {}
         self._statuses: dict[str, Status] = {}
+        self._final: dict[str, LiveTrial] = {}  # of trials that have ended: of thousands, few change
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -402,10 +403,16 @@ class Watcher(tune.Callback):
         return end - self._started[trial.trial_id]
 
     def _live(self, trial: Any) -> LiveTrial:
-        return LiveTrial(
+        known = self._final.get(trial.trial_id)
+        if known is not None:
+            return known
+        live = LiveTrial(
             trial_id=trial.config["trial_id"],
             config=trial.config["params"],
             status=self._statuses.get(trial.trial_id, trial.status),
             row=trial.last_result or None,
             seconds=self._seconds(trial),
         )
+        if trial.trial_id in self._statuses:
+            self._final[trial.trial_id] = live
+        return live
