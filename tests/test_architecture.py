@@ -20,15 +20,16 @@ images data
 recipe weights architectures backbone freeze graph convolutions tracing
 states wandb_files wandb_charts wandb_runs wandb_writer tracking
 frozen features sources leaderboard onnx_export export model_card labelled predict
-job network plan workbench probe figures sharing workload forecast trial precision inputs summary outcome
-cluster searchers housekeeping tuning preparation
+job places network plan workbench probe figures sharing workload forecast trial precision
+inputs summary outcome
+cluster nodes searchers housekeeping tuning preparation
 report_predictions report_facts report_page report_study report_charts report_lead report_sections
 report_model report
 comparison results conclusion conduct search
 """
 ORDER = FLOORS.split()
 ROOMS = {
-    "ray": {"cluster", "housekeeping", "searchers", "tuning", "tracking"},
+    "ray": {"cluster", "nodes", "housekeeping", "searchers", "tuning", "tracking"},
     "wandb": {"tracking", "wandb_writer", "wandb_files", "wandb_charts"},
     "rich": {"progress", "notebook", "tables", "sweep_report", "space", "audit", "results"},
     "optuna": {"searchers", "report_study"},

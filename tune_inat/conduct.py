@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from tune_inat.workbench import Workbench
 
 DEFAULT_PROJECT = "tune_inat"
+STATES_FOLDER = ".states"  # in --storage: the epochs of searches on a cluster
 
 
 def foresee_search(settings: SearchSettings, terminal: Terminal) -> dict[str, Any]:
@@ -253,7 +254,14 @@ class _Conductor:
 
             asked = self._settings.gpus_per_trial
             gpus = float(this_machine().n_gpus > 0) if asked == "auto" else asked
-            self._bench = open_bench(self._inputs, self._terminal, gpus_per_trial=gpus)
+            # Of a cluster any node may go on with what another has begun.
+            shared = Path(self._settings.storage).absolute() / STATES_FOLDER
+            self._bench = open_bench(
+                self._inputs,
+                self._terminal,
+                gpus_per_trial=gpus,
+                states_root=None if self._settings.address is None else shared,
+            )
         return self._bench
 
     def _run_trials(self, n_left: int) -> None:
@@ -264,6 +272,10 @@ class _Conductor:
                 from tune_inat.cluster import ray_session
 
                 cluster = session.enter_context(ray_session(settings.address))
+                if settings.address is not None and len(cluster().machines) > 1:
+                    from tune_inat.nodes import check_shared
+
+                    check_shared(Path(settings.storage).absolute(), f"--storage {settings.storage}")
                 from tune_inat.housekeeping import Housekeeper
                 from tune_inat.tuning import Ending, TrialRun, run_trials  # torch, while Ray starts
 

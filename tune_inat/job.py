@@ -16,20 +16,32 @@ from tune_inat.store import Store, hash_of
 
 @dataclass(frozen=True)
 class Job:
-    """The search's inputs and decisions, the same for all trials."""
+    """The search's inputs and decisions, the same for all trials.
+
+    Attributes:
+        files: where the machine `host` has an image of each content; another has its own (see `places`).
+        source: what `--data` says, for other machines to find the images by.
+        states_root: the folder of families' epochs, if not in the store: all nodes of a cluster see it.
+        memory_fraction: of a GPU's memory, for one trial.
+        kept: where activations are kept, by `images_key`.
+        has_room: for activations that nothing was decided about.
+    """
 
     store: Store
     data: DataSet
-    files: Mapping[str, Path]  # by content: where a node finds the images if it has to decode them itself
+    files: Mapping[str, Path]
     precision: Precision
     device: Literal["cpu", "cuda"]
     reuse: bool
     metric: str
     goal: Goal
     n_threads: int
-    memory_fraction: float | None = None  # of a GPU's memory, for one trial
-    kept: Mapping[str, KeptCuts] = field(default_factory=dict)  # by `images_key`
-    has_room: bool = True  # for activations that nothing was decided about
+    source: str = ""
+    host: str = ""
+    states_root: Path | None = None
+    memory_fraction: float | None = None
+    kept: Mapping[str, KeptCuts] = field(default_factory=dict)
+    has_room: bool = True
 
     def images_key(self, config: TrialConfig, *, of_views: bool) -> str:
         """Names a set of images and the network it goes through: equal for all trials that share both."""

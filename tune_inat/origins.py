@@ -21,6 +21,7 @@ from tune_inat.remote import copy_images, hide_secrets, is_uri
 SAMPLE = "sample"
 INATURALIST12K = "inaturalist12k"
 N_SAMPLE = 1_797
+NAMES = frozenset({SAMPLE, INATURALIST12K})
 ARCHIVE_SUFFIXES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
 
 
@@ -81,6 +82,11 @@ def locate(source: str, *, cache: Path, meter: Meter, inaturalist: Archive = INA
         root = copy_images(source, cache / "remote", is_wanted=is_image_name, meter=meter)
         return Origin(hide_secrets(source), root)
     return Origin(source, _check_path(source))
+
+
+def is_known_by_name(source: str) -> bool:
+    """Whether a source is neither a path nor a URI."""
+    return source in NAMES
 
 
 def _write_sample(home: Path) -> Path:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -14,6 +15,7 @@ from tune_inat.frozen import Precision
 from tune_inat.inputs import Inputs, asked_budget
 from tune_inat.job import Job
 from tune_inat.meter import Meter
+from tune_inat.places import found_everywhere, this_host
 from tune_inat.plan import PlannedTrial, representative_plan
 from tune_inat.precision import choose_precision
 from tune_inat.probe import Probe
@@ -32,13 +34,22 @@ def this_machine() -> Cluster:
     return Cluster(n_cpus=len(os.sched_getaffinity(0)), n_gpus=torch.cuda.device_count())
 
 
-def open_bench(inputs: Inputs, meter: Meter, *, gpus_per_trial: float) -> Workbench:
-    """The workbench of this process, and with it the job that all trials get."""
+def open_bench(
+    inputs: Inputs, meter: Meter, *, gpus_per_trial: float, states_root: Path | None = None
+) -> Workbench:
+    """The workbench of this process, and with it the job that all trials get.
+
+    Args:
+        states_root: where epochs are kept, if not in the store.
+    """
     settings, metric = inputs.settings, inputs.space.metric
     job = Job(
         store=inputs.store,
         data=inputs.data,
         files=inputs.files,
+        source=found_everywhere(settings.data),
+        host=this_host(),
+        states_root=states_root,
         precision="fp32",
         device="cuda" if gpus_per_trial > 0 else "cpu",
         reuse=settings.reuse,

@@ -23,6 +23,7 @@ from tune_inat.images import Pixels, View, decode_batch, load_pixels, pixels_key
 from tune_inat.job import Job
 from tune_inat.meter import Meter, SilentMeter
 from tune_inat.network import LoadedBackbone, Network
+from tune_inat.places import at_this_host
 from tune_inat.recipe import recipe_key
 from tune_inat.sources import FreshSource, PlainSource, Source, ViewSource
 from tune_inat.states import FamilyStates
@@ -81,7 +82,7 @@ class Workbench:
         job = self.job
         runs_on = job.n_threads if job.device == "cpu" else job.device  # how sums are rounded depends on it
         work = [family, job.data.fingerprint, weights_key, job.precision, recipe_key(), runs_on]
-        return FamilyStates(self.job.store.root / STATES_KIND, hash_of(work))
+        return FamilyStates(job.states_root or job.store.root / STATES_KIND, hash_of(work))
 
     def network(self, config: TrialConfig) -> Network:
         """A trial's network as it is before the first step."""
@@ -325,6 +326,7 @@ class Workbench:
 
 def open_worker_bench(job: Job) -> Workbench:
     """The workbench of a process that trains: its share of the cores, and of a GPU if it was given one."""
+    job = at_this_host(job)
     torch.set_num_threads(job.n_threads)
     device = _open_device(job.device)
     if device.type == "cuda" and job.memory_fraction is not None:
