@@ -28,6 +28,7 @@ DAMAGES = (
     lzma.LZMAError,
     struct.error,
     EOFError,
+    OSError,  # of reading: what fails while it writes is a ResourceError
     NotImplementedError,
     ValueError,
 )
