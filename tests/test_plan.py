@@ -130,3 +130,12 @@ def test_early_stopping_that_comes_too_late_is_refused(hostile_path: Path) -> No
     space = space_of(hostile_path, text)
     with pytest.raises(SpaceError, match="after epoch 5, but the longest has 5 epochs"):
         check_early_stopping(space, longest_trial(space, {}))
+
+
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_endless_number_of_trials_is_refused(tmp_path: Path, method: str) -> None:
+    text = f"method: {method}\nmetric: {{name: val_loss}}\nrun_cap: 1000000000\n"
+    space = space_of(tmp_path, text + "parameters: {lr: {min: 0.1, max: 0.2}}")
+    with pytest.raises(SpaceError, match=r"1,000,000,000 trials are more than 100,000"):
+        make_plan(space, {}, n_trials=None, seed=0)
+    assert make_plan(space, {}, n_trials=3, seed=0).n_trials == 3

@@ -1,7 +1,10 @@
 """A zip archive from elsewhere as a folder: checked before and while it is unpacked, never outside."""
 
+import lzma
+import re
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from collections import Counter
@@ -15,6 +18,20 @@ from tune_inat.meter import Meter
 CHUNK_BYTES = 1 << 20
 N_PROBLEMS = 20  # that an error spells out
 ENCRYPTED_FLAG = 0x1
+MAX_ENTRIES = 1_000_000  # files and folders
+MAX_GROWTH = 100  # times the archive's own size; images hardly shrink in an archive, let alone so much
+DRIVE = re.compile("[A-Za-z]:")
+# What `zipfile` raises for content that it cannot read; fuzzed archives have shown each of them.
+DAMAGES = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OSError,  # of reading: what fails while it writes is a ResourceError
+    NotImplementedError,
+    ValueError,
+)
 
 
 def unpack(archive: Path, folder: Path, *, meter: Meter) -> None:
@@ -27,6 +44,7 @@ def unpack(archive: Path, folder: Path, *, meter: Meter) -> None:
     """
     try:
         with zipfile.ZipFile(archive) as opened:
+            _check_size(archive, opened.infolist())
             entries = [entry for entry in opened.infolist() if not entry.is_dir()]
             _check_entries(archive, entries)
             n_bytes = sum(entry.file_size for entry in entries)
@@ -38,8 +56,19 @@ def unpack(archive: Path, folder: Path, *, meter: Meter) -> None:
                 for entry in entries:
                     _unpack_entry(opened, entry, folder)
                     advance(entry.file_size)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except DAMAGES as error:
         raise DataError(f"{archive}: is not a whole zip archive ({error}).") from error
+
+
+def _check_size(archive: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
+    """Refuse an archive made to fill the disk. What an entry has beyond the size it states stays packed."""
+    n_packed, n_bytes = archive.stat().st_size, sum(entry.file_size for entry in entries)
+    if len(entries) > MAX_ENTRIES:
+        raise DataError(f"{archive}: has {len(entries):,} entries; at most {MAX_ENTRIES:,} are unpacked.")
+    if n_bytes > MAX_GROWTH * n_packed:
+        raise DataError(
+            f"{archive}: refused, since it would grow {n_bytes / n_packed:,.0f}-fold, to {n_bytes:,} bytes."
+        )
 
 
 def _check_entries(archive: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
@@ -58,7 +87,7 @@ def _fault_of(entry: zipfile.ZipInfo) -> str | None:
     name = entry.orig_filename  # as stored: `filename` is cut at a NUL and has its slashes turned
     parts = name.replace("\\", "/").split("/")
     kind = stat.S_IFMT(entry.external_attr >> 16)
-    if name.startswith(("/", "\\")) or parts[0].endswith(":"):
+    if name.startswith(("/", "\\")) or DRIVE.match(name):
         return "is an absolute path"
     if ".." in parts or "." in parts or "" in parts or "\0" in name:
         return "is a path that leaves its folder or is ambiguous"

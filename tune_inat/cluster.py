@@ -114,14 +114,33 @@ def _init_ray(address: str | None, n_gpus: int | None) -> None:
         _knock(address)
         ray.init(address=address, **common)
         return
-    ray.init(
-        address="local",
-        num_cpus=len(os.sched_getaffinity(0)),
-        num_gpus=n_gpus,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        **common,
-    )
+    with _loopback_alone():
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)),
+            num_gpus=n_gpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **common,
+        )
+
+
+@contextmanager
+def _loopback_alone() -> Iterator[None]:
+    """Around the start of Ray: none of its processes listens to other machines, which nothing would stop.
+
+    Ray listens on all addresses otherwise, and runs what it is sent. It turns `_node_ip_address="127.0.0.1"`
+    back into the machine's own address, unless it takes itself for one that knows no clusters: as on macOS,
+    where it reads RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER into this constant when it is imported.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _knock(address: str) -> None:

@@ -13,13 +13,12 @@ import numpy.typing as npt
 import typer
 
 from tune_inat.contents import hash_files
-from tune_inat.disk import make_folder
 from tune_inat.errors import DataError, run_command
 from tune_inat.folders import ImageFolder, LabelledFile, Part, read_folder, shown
 from tune_inat.meter import Meter, SilentMeter
 from tune_inat.origins import INATURALIST, Archive, locate
 from tune_inat.progress import Terminal
-from tune_inat.store import default_root, hash_of
+from tune_inat.store import claim_root, default_root, hash_of
 
 HELD_OUT = 0.2  # of each class for test, then of the rest for val
 N_LISTED = 20  # unreadable files that an error spells out
@@ -76,7 +75,7 @@ def find_images(source: str, *, cache: Path, meter: Meter, inaturalist: Archive 
         DataError: there is no such data set, or its shape makes no sense.
         ResourceError: no room, or no right to write to the cache.
     """
-    make_folder(cache)
+    claim_root(cache)
     found = locate(source, cache=cache, meter=meter, inaturalist=inaturalist)
     record = cache / "contents" / f"{hash_of(str(found.root))}.json"
 

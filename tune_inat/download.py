@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tune_inat.disk import check_room, writing
 from tune_inat.errors import DataError
@@ -123,8 +124,9 @@ def _fetch(url: str, part: _Part, meter: Meter, timeout_seconds: float) -> None:
     if validator is not None:
         request.add_header("Range", f"bytes={part.n_bytes()}-")
         request.add_header("If-Range", validator)
+    opener = urllib.request.build_opener(_CarefulRedirects())
     try:
-        with urllib.request.urlopen(request, timeout=timeout_seconds) as response:
+        with opener.open(request, timeout=timeout_seconds) as response:
             n_total = _expected_bytes(response, part, url)
             _append(response, part, n_total, meter)
     except urllib.error.HTTPError as error:
@@ -141,6 +143,21 @@ def _fetch(url: str, part: _Part, meter: Meter, timeout_seconds: float) -> None:
         raise _Interrupted(str(reason) or type(reason).__name__) from error
     if n_total is not None and part.n_bytes() != n_total:
         raise _Interrupted(f"{part.n_bytes():,} of {n_total:,} bytes arrived")
+
+
+class _CarefulRedirects(urllib.request.HTTPRedirectHandler):
+    """Redirects as usual, but never out of encryption, and without what was meant for another host."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        target = urlsplit(newurl)
+        if target.scheme not in ("http", "https") or (req.type == "https" and target.scheme != "https"):
+            place = f"{target.scheme}://{target.hostname}"
+            raise DataError(f"{req.full_url}: refused, since it leads to {place}, without encryption.")
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        for name in ("Authorization", "Proxy-authorization", "Cookie"):  # a proxy's password, above all
+            if request is not None:
+                request.remove_header(name)
+        return request
 
 
 def _expected_bytes(response: Any, part: _Part, url: str) -> int | None:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from tune_inat.errors import UserError, printable, run_command
 from tune_inat.leaderboard import BEST_MODEL_FOLDER, PREDICTIONS_FILE
 from tune_inat.store import write_atomically
+from tune_inat.wording import complaint
 
 if TYPE_CHECKING:  # torch is imported where it is used: the command answers before it is loaded
     from torch import Tensor, nn
@@ -26,6 +28,7 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.json"
 CARD_FILE = "README.md"
+MAX_CONFIG_BYTES = 10_000_000  # the names of ImageNet's 21,841 classes have 0.6 MB
 
 
 @dataclass(frozen=True)
@@ -118,39 +121,46 @@ def load_classifier(folder: Path) -> Classifier:
     return Classifier(config, network.eval())
 
 
+class _ConfigFile(BaseModel):
+    """`config.json` as it has to be to give a `ModelConfig`; it may come from anybody."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    model: str = Field(min_length=1)
+    classes: tuple[str, ...] = Field(min_length=1)
+    image_size: int = Field(ge=16, le=4096)
+    mean: tuple[float, float, float]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    trial_id: str
+    epoch: int
+    config: dict[str, Any]
+    temperature: PositiveFloat = 1.0  # older models have none
+
+
 def _read_config(folder: Path) -> ModelConfig:
     path = folder / CONFIG_FILE
     try:
-        values = json.loads(path.read_bytes())
-        return ModelConfig(
-            model=str(values["model"]),
-            classes=tuple(str(name) for name in values["classes"]),
-            image_size=int(values["image_size"]),
-            mean=_channels(values["mean"]),
-            std=_channels(values["std"]),
-            trial_id=str(values["trial_id"]),
-            epoch=int(values["epoch"]),
-            config=dict(values["config"]),
-            temperature=_positive(values.get("temperature", 1.0)),  # older models have none
-        )
+        with path.open("rb") as file:
+            content = file.read(MAX_CONFIG_BYTES + 1)
+        if len(content) > MAX_CONFIG_BYTES:
+            raise UserError(f"{path}: it has more than {MAX_CONFIG_BYTES:,} bytes: no model's configuration.")
+        return ModelConfig(**_ConfigFile.model_validate_json(content).model_dump())
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: there is no model here. A finished search leaves one in runs/NAME/best_model."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: this is not a model's configuration ({error!r}).") from error
+    except OSError as error:
+        raise UserError(f"{path}: it cannot be read ({error.strerror}).") from error
+    except ValidationError as error:
+        complaints = " ".join(map(_config_complaint, error.errors()))
+        raise UserError(f"{path}: this is not a model's configuration. {complaints}") from error
 
 
-def _channels(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
-
-
-def _positive(value: Any) -> float:
-    number = float(value)
-    if not 0 < number < float("inf"):
-        raise ValueError(f"temperature {value}")
-    return number
+def _config_complaint(detail: Mapping[str, Any]) -> str:
+    if not detail["loc"]:
+        return f"{detail['msg']}."
+    key = ".".join(map(str, detail["loc"]))
+    return f"{key} is missing." if detail["type"] == "missing" else f"{key}: {complaint(detail)}"
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

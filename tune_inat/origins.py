@@ -23,6 +23,7 @@ INATURALIST12K = "inaturalist12k"
 N_SAMPLE = 1_797
 NAMES = frozenset({SAMPLE, INATURALIST12K})
 ARCHIVE_SUFFIXES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
+MAX_SHOWN = 200  # characters of a path that cannot be one
 
 
 @dataclass(frozen=True)
@@ -175,18 +176,27 @@ def _count_faults(root: Path, archive: Archive) -> list[str]:
 
 
 def _check_path(source: str) -> Path:
-    path = Path(source).expanduser().absolute()
     if not source.strip() or "\0" in source:
         raise DataError("The data's path is empty or holds a NUL.")
-    if path.is_dir():
-        return path
-    if path.suffix.lower() in ARCHIVE_SUFFIXES and path.exists():
+    try:
+        path = Path(source).expanduser().absolute()
+        if path.is_dir():
+            return path
+        exists = path.exists()
+        near = [] if exists else _near_names(source) or _near_paths(path)
+    except (OSError, RuntimeError) as error:  # a name that is too long, a user that there is not
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise DataError(f"{shown(source[:MAX_SHOWN])}: cannot be looked for ({reason}).") from error
+    if path.suffix.lower() in ARCHIVE_SUFFIXES and exists:
         raise DataError(f"{shown(path)}: is an archive. Unpack it and give the folder.")
-    if path.exists():
+    if exists:
         raise DataError(f"{shown(path)}: is a file. Give a folder of class folders.")
-    near = difflib.get_close_matches(source, (SAMPLE, INATURALIST12K), n=1) or _near_paths(path)
     hint = f" Did you mean {shown(near[0])}?" if near else ""
     raise DataError(f"{shown(path)}: there is no such folder.{hint}")
+
+
+def _near_names(source: str) -> list[str]:
+    return difflib.get_close_matches(source, (SAMPLE, INATURALIST12K), n=1)
 
 
 def _near_paths(path: Path) -> list[str]:

@@ -13,6 +13,7 @@ from tune_inat.distributions import Distribution, Integers, Rounded
 from tune_inat.errors import SpaceError
 from tune_inat.space import SearchSpace
 from tune_inat.store import hash_of
+from tune_inat.sweep import MAX_GRID
 
 DEFAULT_TRIALS = 32  # of a random or bayes search whose sweep has no run_cap
 TRIAL_ID_DIGITS = 8
@@ -84,8 +85,14 @@ def make_plan(space: SearchSpace, fixed: Mapping[str, Any], *, n_trials: int | N
         fixed: the values that all trials share; the space varies the rest.
         n_trials: at most so many trials; `None` leaves it to the sweep (`run_cap`).
         seed: of the draws of a random search.
+
+    Raises:
+        SpaceError: so many trials would fill the memory before they start.
     """
     limit = n_trials if n_trials is not None else space.run_cap
+    if limit is not None and limit > MAX_GRID and space.method != "grid":  # a grid ends by itself
+        text = f"{limit:,} trials are more than {MAX_GRID:,}. --trials asks for fewer."
+        raise SpaceError(f"{space.source}: {text}")
     if space.method == "bayes":
         return SearchPlan(limit or DEFAULT_TRIALS, ())
     if space.method == "grid":

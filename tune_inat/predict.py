@@ -21,6 +21,7 @@ from tune_inat.export import Classifier, load_classifier, model_folder
 from tune_inat.folders import is_image_name, shown
 from tune_inat.images import decode
 from tune_inat.labelled import Confusion, confusion_of, labels_of
+from tune_inat.leaderboard import safe_cell
 from tune_inat.meter import Meter, SilentMeter
 from tune_inat.pictures import UnreadableImage, strict_pillow
 from tune_inat.progress import Terminal
@@ -264,8 +265,10 @@ def _columns(top: int) -> list[str]:
 
 
 def _print_row(cells: Sequence[str]) -> None:
+    """A row without formulas for a spreadsheet, and on a terminal without anything that could drive it."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerow(cells)
+    cells = [printable(cell) for cell in cells] if sys.stdout.isatty() else cells
+    csv.writer(text, lineterminator="\n").writerow(map(safe_cell, cells))
     sys.stdout.write(text.getvalue().encode(errors="backslashreplace").decode())
 
 

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from filelock import FileLock
 
@@ -106,7 +105,7 @@ def copy_images(uri: str, home: Path, *, is_wanted: Callable[[str], bool], meter
 
 def _connect(uri: str, name: str) -> tuple[Any, str]:
     """The file system that a URI names, and the path in it."""
-    scheme = urlsplit(uri).scheme.lower()
+    scheme = uri.partition("://")[0].lower()
     if scheme not in SCHEMES:
         known = ", ".join(f"{known}://" for known in SCHEMES)
         raise DataError(f"{name}: {scheme}:// cannot be read. Known are {known} and paths of this machine.")

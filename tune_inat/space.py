@@ -271,7 +271,8 @@ def _our_metric(sweep: Sweep, findings: Findings) -> Metric:
 def _sentences(source: str, findings: Collection[Finding]) -> tuple[str, ...]:
     """Findings in the order of their lines, each with its file and line."""
     ordered = sorted(dict.fromkeys(findings), key=lambda finding: finding.line)
-    return tuple(f"{source}, line {line}: {text}" if line else f"{source}: {text}" for line, text in ordered)
+    sentences = (f"{source}, line {line}: {text}" if line else f"{source}: {text}" for line, text in ordered)
+    return tuple(sentence.replace("\n", "\\n") for sentence in sentences)  # a key may hold line breaks
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -17,6 +17,7 @@ from platformdirs import user_cache_path
 
 from tune_inat.disk import size_of
 from tune_inat.errors import ResourceError
+from tune_inat.private import make_private
 
 CACHE_VARIABLE = "TUNE_INAT_CACHE"
 ENTRY_FILE = "entry.json"  # written last: an entry without it, or that disagrees with it, is not whole
@@ -32,6 +33,24 @@ def default_root() -> Path:
     """The store's folder: `TUNE_INAT_CACHE`, else the user's cache folder."""
     named = os.environ.get(CACHE_VARIABLE)
     return Path(named).expanduser().absolute() if named else user_cache_path("tune_inat")
+
+
+def claim_root(root: Path) -> None:
+    """Make the store's folder, or check that the one that is there is the user's alone.
+
+    Raises:
+        ResourceError: it cannot be made or written to, or is not the user's alone.
+    """
+    way_out = f"Set {CACHE_VARIABLE} to a folder that you can write to."
+    try:
+        own = f"Set {CACHE_VARIABLE} to a folder for the cache alone, such as {root / 'tune_inat'}."
+        make_private(root, way_out=own)
+    except OSError as error:
+        raise ResourceError(
+            f"{root}: the cache folder cannot be made ({error.strerror}). {way_out}"
+        ) from error
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise ResourceError(f"{root}: the cache folder cannot be written to. {way_out}")
 
 
 def hash_of(value: Any) -> str:
@@ -96,7 +115,7 @@ class Store:
             ResourceError: the store's folder cannot be written.
         """
         folder = self.path(kind, key)
-        self._make_root()
+        claim_root(self.root)
         with self._locked(folder):
             if not is_whole(folder):
                 if folder.exists():  # torn or altered since it was built
@@ -171,20 +190,6 @@ class Store:
                     n_bytes = size_of(path) if path.is_dir() else path.stat().st_size
                     key = path.name[1:].partition(".")[0]
                     yield _Holding(path, n_bytes, used, self._lock(path.with_name(key)))
-
-    def _make_root(self) -> None:
-        try:
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise ResourceError(
-                f"{self.root}: the cache folder cannot be made ({error.strerror}). "
-                f"Set {CACHE_VARIABLE} to a folder that you can write to."
-            ) from error
-        if not os.access(self.root, os.W_OK | os.X_OK):
-            raise ResourceError(
-                f"{self.root}: the cache folder cannot be written to. "
-                f"Set {CACHE_VARIABLE} to a folder that you can write to."
-            )
 
     def _lock(self, folder: Path) -> Path:
         """The lock file of an entry's folder, or of a family's."""

@@ -123,10 +123,17 @@ def download_torchvision(name: str, weights: Any) -> dict[str, Tensor]:
         BackboneError: they could not be downloaded; with the ways out.
     """
     file_name = weights.url.rsplit("/", 1)[-1]
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
     try:
-        state: dict[str, Tensor] = weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
+        state: dict[str, Tensor] = weights.get_state_dict(
+            progress=sys.stderr.isatty(), check_hash=True, weights_only=True
+        )
+    except pickle.UnpicklingError as error:
+        raise BackboneError(
+            f"model {name}: {folder / file_name} is damaged, or holds Python objects besides "
+            f"tensors. Remove it, and it is downloaded anew; {WAYS_OUT}"
+        ) from error
     except (OSError, RuntimeError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise BackboneError(
             f"model {name}: its weights could not be downloaded ({error}). A copy of {file_name} "
             f"in {folder} (TORCH_HOME moves it) will do; {WAYS_OUT}"

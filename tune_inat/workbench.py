@@ -27,7 +27,7 @@ from tune_inat.places import at_this_host
 from tune_inat.recipe import recipe_key
 from tune_inat.sources import FreshSource, PlainSource, Source, ViewSource
 from tune_inat.states import FamilyStates
-from tune_inat.store import hash_of
+from tune_inat.store import claim_root, hash_of
 from tune_inat.tracing import trace
 
 STATES_KIND = "states"
@@ -328,6 +328,7 @@ def open_worker_bench(job: Job) -> Workbench:
     """The workbench of a process that trains: its share of the cores, and of a GPU if it was given one."""
     job = at_this_host(job)
     torch.set_num_threads(job.n_threads)
+    claim_root(job.store.root)  # on another machine nobody has yet
     device = _open_device(job.device)
     if device.type == "cuda" and job.memory_fraction is not None:
         torch.cuda.set_per_process_memory_fraction(job.memory_fraction * GPU_SHARE_FOR_TRIALS, device)

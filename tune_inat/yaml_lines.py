@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ _TAG = "tag:yaml.org,2002:"
 _SCALAR_TAGS = {f"{_TAG}{name}" for name in ("null", "bool", "int", "float")}
 _TEXT_TAGS = {f"{_TAG}{name}" for name in ("str", "timestamp", "value", "merge")}
 _NUMBER = re.compile(r"[-+]?(\d+|(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?)")
-_MAX_DIGITS = 300  # of a whole number; a longer one is no sensible value, and Python balks at 4,300
+_MAX_DIGITS = 300  # of a number; a longer one is no sensible value, and Python balks at 4,300
 
 
 class Finding(NamedTuple):
@@ -190,12 +191,11 @@ class _Reader:
         if node.tag not in _SCALAR_TAGS:
             self._check_tag(node, "str")
             return node.value
-        try:
-            return self._loader.construct_object(node)
-        except (ValueError, LookupError):  # `!!int x`, `0x_`, `!!bool maybe`, thousands of digits
-            kind = node.tag.removeprefix(_TAG)
-            self._find(node, f'"{node.value[:40]}" cannot be read as {kind}.')
-            return node.value
+        if len(node.value) <= _MAX_DIGITS:  # `1:1:1:...`, in base 60, takes half a minute for a megabyte
+            with suppress(ValueError, LookupError):  # `!!int x`, `0x_`, `!!bool maybe`
+                return self._loader.construct_object(node)
+        self._find(node, f'"{node.value[:40]}" cannot be read as {node.tag.removeprefix(_TAG)}.')
+        return node.value
 
     def _is_bare_text(self, node: yaml.ScalarNode) -> bool:
         """Whether YAML 1.1 takes a value for text without being told so by quotes or a tag."""
