@@ -46,6 +46,15 @@ def reserve(path: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
+def sync(path: Path) -> None:
+    """Return when a file's content, or a folder's list of names, is on the disk: power loss leaves it there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def size_of(folder: Path) -> int:
     """The bytes of all files in a folder and below; 0 if there is none."""
     sizes = 0

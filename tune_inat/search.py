@@ -83,9 +83,15 @@ def _foresee(settings: SearchSettings, terminal: Terminal) -> dict[str, Any]:
 def _run(settings: SearchSettings, terminal: Terminal) -> SearchResult:
     started = time.monotonic()
     terminal.say(f"Search space {settings.space} on {hide_secrets(settings.data)}")
-    from tune_inat.conduct import conduct_search
+    try:
+        from tune_inat.conduct import conduct_search
 
-    folder, summary = conduct_search(settings, terminal, started=started)
+        folder, summary = conduct_search(settings, terminal, started=started)
+    except KeyboardInterrupt:  # before there was anything to show
+        from tune_inat.summary import typed_command
+
+        terminal.go_on(typed_command())
+        raise
     return SearchResult(folder, summary)
 
 
