@@ -21,9 +21,9 @@ from tune_inat.store import (
     STAMPS_FILE,
     STATES_KIND,
     Store,
+    _hash_file,
     default_root,
     hash_of,
-    _hash_file,
     write_atomically,
 )
 
@@ -111,7 +111,12 @@ def test_content_is_read_again_only_where_files_were_touched(
 ) -> None:
     folder = store.get_or_build("greetings", "a", write_hello)
     hashed: list[Path] = []
-    monkeypatch.setattr("tune_inat.store._hash_file", lambda path: hashed.append(path) or _hash_file(path))
+
+    def hash_file(path: Path) -> str:
+        hashed.append(path)
+        return _hash_file(path)
+
+    monkeypatch.setattr("tune_inat.store._hash_file", hash_file)
     assert store.has("greetings", "a")
     assert hashed == []
     (folder / "hello.txt").touch()

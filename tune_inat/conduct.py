@@ -174,9 +174,7 @@ class _Conductor:
         best = best_of(ranked)
         write_leaderboard(self._folder, ranked)
         has_run = self._forecast is not None or is_interrupted
-        conclusion = Conclusion(
-            self._inputs, self._folder, self._terminal, self._open_bench, has_run=has_run
-        )
+        conclusion = Conclusion(self._inputs, self._folder, self._terminal, self._open_bench, has_run=has_run)
         exported = None if best is None else conclusion.exported(best)
         if best is not None and exported is None and not is_interrupted:
             exported = conclusion.export(best)
@@ -331,7 +329,12 @@ class _Conductor:
             self._terminal.warn(problem)
 
     def _proposer(self, n_left: int) -> "Proposer":
-        from tune_inat.searchers import OptunaProposer, PlannedProposer, name_study
+        from tune_inat.searchers import (
+            OptunaProposer,
+            PlannedProposer,
+            name_study,
+            set_aside_damaged_study,
+        )
 
         finished = self._finished()
         space, fixed = self._inputs.space, self._inputs.fixed
@@ -339,6 +342,9 @@ class _Conductor:
             return PlannedProposer(
                 [trial for trial in self._inputs.plan.trials if trial.trial_id not in finished]
             )
+        damage = set_aside_damaged_study(self._folder / STUDY_FILE)
+        if damage is not None:
+            self._terminal.warn(damage)
         namer = TrialNamer()
         for record in finished.values():
             namer.name(TrialConfig(**record.config))

@@ -47,7 +47,7 @@ def reserve(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Return when a file's content, or a folder's list of names, is on the disk: power loss leaves it there."""
+    """Wait until a file's content, or a folder's list of names, is on the disk, safe from power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

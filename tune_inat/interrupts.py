@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
 
@@ -38,7 +39,7 @@ class Interruption:
     def gently(self, end: Callable[[], None], *, within_seconds: float) -> Iterator[None]:
         """Within it, the first signal calls `end`, which lets the block come to its own end.
 
-        If it has not done so, nor called `settle`, in `within_seconds`, `KeyboardInterrupt` is raised after all.
+        If it has not done so in `within_seconds`, nor called `settle`, `KeyboardInterrupt` is raised.
         """
         if threading.current_thread() is not threading.main_thread():  # where signals do not come
             yield
@@ -82,6 +83,18 @@ def interruptible() -> Iterator[Interruption]:
         _listening = None
         for number in heard:
             signal.signal(number, before[number])
+
+
+@contextmanager
+def worker_threads(n: int, name: str) -> Iterator[Executor]:
+    """Threads for the work of a block. If that ends by an exception, what has not begun never does."""
+    pool = ThreadPoolExecutor(n, thread_name_prefix=name)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def leave_soon(*, is_requested: bool) -> None:

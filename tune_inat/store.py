@@ -276,7 +276,7 @@ def _hash_part(descriptor: int, start: int) -> bytes:
 
 
 def _last_use(path: Path) -> float:
-    """When something was last used, in seconds since the epoch. In the future, where a clock went wrong, is now."""
+    """When something was last used, in seconds since the epoch; now, where a clock says in the future."""
     used, now = path.lstat().st_mtime, time.time()
     if used <= now + AHEAD_SECONDS:
         return used

@@ -141,8 +141,8 @@ def _train_onwards(
 ) -> None:
     """Train on from the last epoch whose state is kept.
 
-    What an epoch leaves is written during the next one, and the epoch is reported as soon as that is done: what
-    was reported is never trained again. All is written when this returns or raises.
+    What an epoch leaves is written during the next one, and it is reported as soon as that is done: what was
+    reported is never trained again. All is written when this returns or raises.
     """
     trainer = Trainer(bench, config)
     first = trainer.resume(states, up_to=len(states.record().rows))

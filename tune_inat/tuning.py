@@ -129,24 +129,25 @@ def run_trials(
             run.early_stopping, run.longest, Metric(job.metric, job.goal), finished=run.finished
         )
         ending.begin()
-        watcher = Watcher(ledger, observer, effort, ending, stop_file)
+        n_ahead = run.n_trials if isinstance(proposer, PlannedProposer) else 1
+        searcher = FamilySearcher(
+            proposer,
+            metric=job.metric,
+            goal=job.goal,
+            n_ahead=n_ahead,
+            reuse=job.reuse,
+            is_over=ending.is_over,
+        )
+        watcher = Watcher(ledger, observer, effort, ending, stop_file, on_ends=searcher.tell_ends)
         share = WorkerShare(job, run.horizons, run.early_stopping, stop_file, str(scratch))
         trainable = tune.with_resources(
             tune.with_parameters(_train, share=share),
             {"cpu": devices.cpus_per_trial, "gpu": devices.gpus_per_trial},
         )
-        n_ahead = run.n_trials if isinstance(proposer, PlannedProposer) else 1
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=FamilySearcher(
-                    proposer,
-                    metric=job.metric,
-                    goal=job.goal,
-                    n_ahead=n_ahead,
-                    reuse=job.reuse,
-                    is_over=ending.is_over,
-                ),
+                search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=run.n_trials,
                 max_concurrent_trials=devices.max_concurrent,
@@ -304,7 +305,7 @@ def _last_line(text: str) -> str:
 
 
 class Watcher(tune.Callback):
-    """Writes what Tune reports to the ledger, and shows it.
+    """Writes what Tune reports to the ledger, and shows it. After that, `on_ends` is called for each end.
 
     Tune pickles its callbacks into its snapshots. Nothing is read from those: the watcher leaves no state.
     """
@@ -316,7 +317,10 @@ class Watcher(tune.Callback):
         effort: Effort,
         ending: Ending,
         stop_file: Path,
+        *,
+        on_ends: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_ends = on_ends
         self._ledger = ledger
         self._observer = observer
         self._effort = effort
@@ -385,6 +389,7 @@ class Watcher(tune.Callback):
             seconds=self._seconds(trial),
             error=error,
         )
+        self._on_ends()
 
     def _seconds(self, trial: Any) -> float:
         end = self._ended.get(trial.trial_id, time.monotonic())
