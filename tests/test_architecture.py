@@ -12,7 +12,7 @@ PACKAGE = Path(tune_inat.__file__).parent
 
 # From the ground up. A module may import those of lower lines, and those before it on its own line.
 FLOORS = """
-errors config meter objective wording distributions yaml_lines disk private
+interrupts errors config meter objective wording distributions yaml_lines disk private scratch
 sweep_schema sweep parameters sweep_report space
 store settings runs rows ledger metrics significance calibration pictures augment folders download archive
 remote contents audit devices cuts origins standings tables notebook progress

@@ -80,6 +80,7 @@ def test_report_that_ends_a_trial_counts_as_well(space: SearchSpace, hostile_pat
         for result in results[:-1]:
             searcher.on_trial_result(trial_id, result)
         searcher.on_trial_complete(trial_id, results[-1])
+        searcher.tell_ends()
     first, second = study_of(space, hostile_path).trials
     assert (first.value, first.intermediate_values) == (0.3, {1: 0.3})
     assert (second.value, second.intermediate_values) == (0.5, {1: 0.5, 2: 0.4})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -17,8 +18,10 @@ from tune_inat.states import RECORD_FILE, FamilyStates
 from tune_inat.store import (
     CACHE_VARIABLE,
     ENTRY_FILE,
+    STAMPS_FILE,
     STATES_KIND,
     Store,
+    _hash_file,
     default_root,
     hash_of,
     write_atomically,
@@ -55,20 +58,26 @@ def test_failed_build_leaves_no_entry_and_the_next_goes_on_from_it(store: Store)
         store.get_or_build("things", "a", half)
     assert not store.has("things", "a")
     folder = store.get_or_build("things", "a", lambda folder: (folder / "rest.txt").touch())
-    assert sorted(file.name for file in folder.iterdir()) == [ENTRY_FILE, "half.txt", "rest.txt"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        ENTRY_FILE,
+        "half.txt",
+        "rest.txt",
+        STAMPS_FILE,
+    ]
 
 
 @pytest.mark.parametrize(
     "damage",
     [
         lambda folder: (folder / "hello.txt").write_text("hell"),
+        lambda folder: (folder / "hello.txt").write_text("hallo"),
         lambda folder: (folder / "hello.txt").unlink(),
         lambda folder: (folder / ENTRY_FILE).write_text("{"),
         lambda folder: (folder / ENTRY_FILE).write_text(
-            (folder / ENTRY_FILE).read_text().replace('"hello.txt": 5', '"hello.txt": 4')
+            (folder / ENTRY_FILE).read_text().replace('"bytes": 5', '"bytes": 4')
         ),
     ],
-    ids=["cut short", "a file gone", "torn record", "altered record"],
+    ids=["cut short", "altered", "a file gone", "torn record", "altered record"],
 )
 def test_damaged_entry_is_seen_and_built_anew(store: Store, damage) -> None:  # type: ignore[no-untyped-def]
     folder = store.get_or_build("greetings", "a", write_hello)
@@ -76,6 +85,44 @@ def test_damaged_entry_is_seen_and_built_anew(store: Store, damage) -> None:  # 
     assert not store.has("greetings", "a")
     again = store.get_or_build("greetings", "a", write_hello)
     assert (again / "hello.txt").read_text() == "hello"
+
+
+def copy_entry(folder: Path) -> None:
+    """Put a copy in an entry's place, as a backup that was played back does: other inodes, other times."""
+    copy = folder.with_name("copy")
+    shutil.copytree(folder, copy)
+    shutil.rmtree(folder)
+    copy.rename(folder)
+
+
+def test_entry_that_was_copied_is_whole_and_one_altered_on_the_way_is_not(store: Store) -> None:
+    folder = store.get_or_build("greetings", "a", write_hello)
+    copy_entry(folder)
+    assert store.has("greetings", "a")
+    assert store.get_or_build("greetings", "a", fail_to_build) == folder
+    copy_entry(folder)
+    (folder / "hello.txt").write_text("hallo")
+    os.utime(folder / "hello.txt", (1000, 1000))
+    assert not store.has("greetings", "a")
+
+
+def test_content_is_read_again_only_where_files_were_touched(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = store.get_or_build("greetings", "a", write_hello)
+    hashed: list[Path] = []
+
+    def hash_file(path: Path) -> str:
+        hashed.append(path)
+        return _hash_file(path)
+
+    monkeypatch.setattr("tune_inat.store._hash_file", hash_file)
+    assert store.has("greetings", "a")
+    assert hashed == []
+    (folder / "hello.txt").touch()
+    assert store.has("greetings", "a")
+    assert store.has("greetings", "a")
+    assert hashed == [folder / "hello.txt"]
 
 
 def write_kilobyte(folder: Path) -> None:
@@ -88,7 +135,7 @@ def test_oldest_unused_entries_go_when_the_budget_is_full(hostile_path: Path) ->
         folder = store.get_or_build("data", key, write_kilobyte)
         os.utime(folder / ENTRY_FILE, (1000 + number, 1000 + number))
         store.release("data", key)
-    tight = Store(store.root, budget_bytes=3500)
+    tight = Store(store.root, budget_bytes=4200)
     tight.get_or_build("data", "d", write_kilobyte)
     assert [store.has("data", key) for key in "abcd"] == [False, True, True, True]
 
@@ -193,6 +240,17 @@ def test_downloads_count_and_stay(store: Store) -> None:
     Store(store.root, budget_bytes=2500).make_room()
     assert all(path.exists() for path in paths)
     assert not store.has("data-of-trials", "e1")
+
+
+def test_what_was_used_in_the_future_is_taken_for_used_now_and_grows_old(store: Store) -> None:
+    make_entry(store, "ahead", time.time() + 30 * DAY)  # by a clock that went wrong
+    make_family(store, "f1", time.time() + 30 * DAY)
+    left = left_over(store.root / "pixels/.a.part", age_seconds=-30 * DAY)
+    tight(store, 1).make_room()  # sees them all, and one goes
+    assert left.exists()
+    now = time.time() + 60
+    used = [path.stat().st_mtime for path in (left, *store.root.glob("*/*/*.json")) if path.exists()]
+    assert all(time_of_use < now for time_of_use in used)
 
 
 def test_nothing_goes_within_the_budget(store: Store) -> None:

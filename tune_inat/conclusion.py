@@ -1,7 +1,7 @@
 """What a search ends with: its best model, tested and exported, W&B's charts of it, and the report."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,12 +29,22 @@ if TYPE_CHECKING:
     from tune_inat.workbench import Workbench
 
 
+@dataclass(frozen=True)
+class ExportedModel:
+    """A model that stands in the search's folder, with its test: `None` where there are no test images."""
+
+    test: TestResult | None
+
+
 class Conclusion:
     """Makes of a search's best trial what the user takes away. What an earlier run of the command left stays.
 
     Args:
         open_bench: gives the workbench of this process; heavy, so asked for only when it is needed.
         has_run: whether trials ran now.
+
+    Attributes:
+        has_news: whether there is more to show than an earlier run of the command had.
     """
 
     def __init__(
@@ -51,21 +61,30 @@ class Conclusion:
         self._terminal = terminal
         self._open_bench = open_bench
         self._has_run = has_run
+        self.has_news = has_run
         self._probabilities: npt.NDArray[np.float64] | None = None  # of validation images
 
-    def export(self, best: TrialResult) -> TestResult | None:
-        """Test and export the best model, unless an earlier run of the command has done it."""
+    def exported(self, best: TrialResult) -> ExportedModel | None:
+        """What an earlier run of the command has tested and exported, if that is this best trial's model."""
         earlier = read_summary(self._folder)
         is_whole = exported_trial(self._folder) == (best.trial_id, best.best_epoch)
-        if earlier is not None and is_whole and (self._folder / PREDICTIONS_FILE).exists():
-            return recorded_test(earlier)
+        if earlier is None or not is_whole or not (self._folder / PREDICTIONS_FILE).exists():
+            return None
+        test = recorded_test(earlier)
+        if test is None and self._inputs.data.test is not None:  # it was interrupted before that
+            return None
+        return ExportedModel(test)
+
+    def export(self, best: TrialResult) -> ExportedModel:
+        """Test and export the best model."""
         from tune_inat.outcome import export_best
 
         data_name = short_name(self._inputs.data.name)
         with self._terminal.task("Testing and exporting the best model", None, ""):
             exported = export_best(self._folder, self._bench_for(best), best, data_name=data_name)
         self._probabilities = exported.val_probabilities
-        return exported.test
+        self.has_news = True
+        return ExportedModel(exported.test)
 
     def show(
         self,
@@ -95,9 +114,9 @@ class Conclusion:
             self._terminal.warn(problem)
 
     def report(self) -> Path | None:
-        """The report's file; written now, unless nothing ran since an earlier run of the command left it."""
+        """The report's file; written now, unless an earlier run of the command left it and nothing is new."""
         path = self._folder / REPORT_FILE
-        if not self._has_run and path.exists():
+        if not self.has_news and path.exists():
             return path
         try:
             with self._terminal.task("Writing the report", None, ""):

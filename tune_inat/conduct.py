@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tune_inat.conclusion import Conclusion
@@ -42,6 +41,7 @@ from tune_inat.runs import (
     short_name,
     work_identity,
 )
+from tune_inat.scratch import scratch_folder
 from tune_inat.settings import SearchSettings
 from tune_inat.store import Store, default_root, hash_of
 from tune_inat.summary import compose_summary
@@ -98,7 +98,7 @@ def _open(settings: SearchSettings, terminal: Terminal, stack: ExitStack) -> tup
     """The inputs of a search and its folder, which need not be there yet."""
     store = open_store(settings)
     if not settings.reuse:  # nothing from earlier searches, nothing for later ones
-        store = Store(Path(stack.enter_context(TemporaryDirectory(prefix="tune_inat-"))))
+        store = Store(stack.enter_context(scratch_folder()))
     inputs = read_inputs(settings, terminal, store)
     proposed = f"{short_name(Path(inputs.space.source).stem)}-{short_name(inputs.data.name)}"
     return inputs, find_run_folder(Path(settings.storage), settings.name, proposed, _identity(inputs))
@@ -146,25 +146,45 @@ class _Conductor:
         self._is_to_begin_anew = not inputs.settings.reuse  # once nothing can be refused any more
 
     def run(self) -> dict[str, Any]:
-        """Run what is left, then write the results; returns the summary."""
+        """Run what is left, then write the results; returns the summary.
+
+        On Ctrl-C or SIGTERM the results are those so far.
+
+        Raises:
+            KeyboardInterrupt: there are none so far.
+        """
         self._say_notices()
-        n_left = self._n_left()
-        if n_left > 0:
-            self._run_trials(n_left)
-        else:
-            keep_identity(self._folder, _identity(self._inputs))
-            self._terminal.say(f"All {len(self._finished()):,} trials are done already.")
+        try:
+            n_left = self._n_left()
+            if n_left > 0:
+                self._run_trials(n_left)
+            else:
+                keep_identity(self._folder, _identity(self._inputs))
+                self._terminal.say(f"All {len(self._finished()):,} trials are done already.")
+            return self._conclude()
+        except KeyboardInterrupt:
+            if not self._records():
+                raise
+            self._effort.is_interrupted = True
+            return self._conclude()
+
+    def _conclude(self) -> dict[str, Any]:
+        """Write the results. After an interrupt only what takes a moment: no model is tested or exported."""
+        is_interrupted = self._effort.is_interrupted
         ranked = leaderboard(self._results(), self._metric.name, self._metric.goal)
         best = best_of(ranked)
-        conclusion = Conclusion(
-            self._inputs, self._folder, self._terminal, self._open_bench, has_run=self._forecast is not None
-        )
-        test = None if best is None else conclusion.export(best)
-        self._inputs.store.make_room()  # for the epochs that trials have left
-        summary = self._summary(ranked, best, test)
         write_leaderboard(self._folder, ranked)
+        has_run = self._forecast is not None or is_interrupted
+        conclusion = Conclusion(self._inputs, self._folder, self._terminal, self._open_bench, has_run=has_run)
+        exported = None if best is None else conclusion.exported(best)
+        if best is not None and exported is None and not is_interrupted:
+            exported = conclusion.export(best)
+        if not is_interrupted:
+            self._inputs.store.make_room()  # for the epochs that trials have left
+        test = None if exported is None else exported.test
+        summary = self._summary(ranked, best, test, is_exported=exported is not None)
         write_summary(self._folder, summary)  # all that is known, before anything that waits for W&B
-        if best is not None and self._is_to_be_shown():
+        if best is not None and self._is_to_be_shown(has_news=conclusion.has_news):
             tracker = self._wandb or self._tracker(lambda: False)
             conclusion.show(best, test, self._records()[best.trial_id], tracker)
             summary["wandb_sync"] = sync_line(self._folder)
@@ -325,7 +345,12 @@ class _Conductor:
             self._terminal.warn(problem)
 
     def _proposer(self, n_left: int) -> "Proposer":
-        from tune_inat.searchers import OptunaProposer, PlannedProposer, name_study
+        from tune_inat.searchers import (
+            OptunaProposer,
+            PlannedProposer,
+            name_study,
+            set_aside_damaged_study,
+        )
 
         finished = self._finished()
         space, fixed = self._inputs.space, self._inputs.fixed
@@ -333,6 +358,9 @@ class _Conductor:
             return PlannedProposer(
                 [trial for trial in self._inputs.plan.trials if trial.trial_id not in finished]
             )
+        damage = set_aside_damaged_study(self._folder / STUDY_FILE)
+        if damage is not None:
+            self._terminal.warn(damage)
         namer = TrialNamer()
         for record in finished.values():
             namer.name(TrialConfig(**record.config))
@@ -373,10 +401,9 @@ class _Conductor:
 
     # ---- the results
 
-    def _is_to_be_shown(self) -> bool:
+    def _is_to_be_shown(self, *, has_news: bool) -> bool:
         """Whether W&B is to be told which trial is the best, as an earlier run of the command was not."""
-        has_news = self._forecast is not None or self._settings.wandb_model
-        return has_news and not self._effort.is_interrupted
+        return (has_news or self._settings.wandb_model) and not self._effort.is_interrupted
 
     def _planned(self) -> dict[str, Any]:
         """What the plan said of this run of the command; nulls where nothing was left to run."""
@@ -401,7 +428,12 @@ class _Conductor:
         return [trial_result(record, self._metric.name, self._metric.goal) for record in wanted]
 
     def _summary(
-        self, ranked: Sequence[TrialResult], best: TrialResult | None, test: TestResult | None
+        self,
+        ranked: Sequence[TrialResult],
+        best: TrialResult | None,
+        test: TestResult | None,
+        *,
+        is_exported: bool,
     ) -> dict[str, Any]:
         """The content of `summary.json`."""
         n_failed = sum(result.status == "ERROR" for result in ranked)
@@ -411,6 +443,7 @@ class _Conductor:
             ranked,
             best,
             test,
+            is_exported=is_exported,
             folder=self._folder,
             effort=self._effort,
             n_left=max(0, self._n_left() - n_failed),

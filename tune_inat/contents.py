@@ -6,10 +6,10 @@ import os
 import stat
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tune_inat.disk import writing
+from tune_inat.interrupts import worker_threads
 from tune_inat.meter import Meter
 from tune_inat.store import write_atomically
 
@@ -49,7 +49,7 @@ def hash_files(
     to_read = [path for path in stamps if path not in contents]
     with (
         meter.task("Reading images", len(to_read), "images") as advance,
-        ThreadPoolExecutor(N_THREADS, thread_name_prefix="hash") as pool,
+        worker_threads(N_THREADS, "hash") as pool,
     ):
         for path, result in zip(to_read, pool.map(_try_hash, to_read), strict=True):
             if isinstance(result, OSError):
@@ -107,7 +107,9 @@ def _read_record(record: Path) -> Record:
 
 def _write_record(record: Path, entries: Mapping[Path, tuple[Stamp, str]]) -> None:
     settled = time.time_ns() - SETTLED_NS
-    kept = {str(path): (*stamp, content) for path, (stamp, content) in entries.items() if stamp[1] < settled}
+    kept = {
+        str(path): (*stamp, content) for path, (stamp, content) in entries.items() if min(stamp[1:]) < settled
+    }
     with writing(record):
         record.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(record, json.dumps(kept).encode())

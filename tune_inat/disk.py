@@ -53,6 +53,15 @@ def nearest_folder(folder: Path) -> Path:
     return folder
 
 
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk, safe from power loss."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def size_of(folder: Path) -> int:
     """The bytes of all files in a folder and below; 0 if there is none."""
     sizes = 0

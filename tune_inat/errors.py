@@ -1,15 +1,16 @@
 """The one family of mistakes that users make, and how a command ends on them."""
 
-import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from tune_inat import interrupts
+from tune_inat.interrupts import interruptible, leave_soon
+
 EXIT_DONE = 0
 EXIT_FAILED = 1  # something in the search failed: a trial ended as ERROR
 EXIT_USAGE = 2  # wrong usage or input: nothing was started
-EXIT_INTERRUPTED = 130  # Ctrl-C or SIGTERM
+EXIT_INTERRUPTED = interrupts.EXIT_CODE  # Ctrl-C or SIGTERM
 
 
 class UserError(Exception):
@@ -51,27 +52,34 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     """Run a command and leave the process with the exit code that its end calls for.
 
     `command` is typer's app: it raises `SystemExit` itself. Mistakes of the user (`UserError`) are printed
-    on stderr and end with `EXIT_USAGE`; Ctrl-C ends with `EXIT_INTERRUPTED`. Anything else is a bug of ours
-    and keeps its traceback.
+    on stderr and end with `EXIT_USAGE`; Ctrl-C and SIGTERM end with `EXIT_INTERRUPTED`, a second one at once.
+    Anything else is a bug of ours and keeps its traceback.
     """
+    is_requested = False
     try:
-        command()
+        with interruptible() as interruption:
+            try:
+                command()
+            finally:
+                is_requested = interruption.is_requested
     except UserError as error:
         sys.stderr.write(f"{describe(error)}\n")
         raise SystemExit(EXIT_USAGE) from None
     except KeyboardInterrupt:
-        _say_interrupted()
+        _say_interrupted(is_requested)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except SystemExit as ending:
         if _is_of_interrupt(ending):  # typer has made an end of it, without a word
-            _say_interrupted()
+            _say_interrupted(is_requested)
+        elif is_requested:
+            leave_soon(is_requested=True)
         raise
     raise SystemExit(EXIT_DONE)
 
 
-def _say_interrupted() -> None:
-    """Say so; Ctrl-C once more, while what runs in the background ends, leaves at once."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
+def _say_interrupted(is_requested: bool) -> None:
+    """Say so; a signal more, while what runs in the background ends, leaves at once."""
+    leave_soon(is_requested=is_requested)
     sys.stderr.write("Interrupted.\n")
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
+from tune_inat.disk import sync
 from tune_inat.errors import UserError, printable, run_command
 from tune_inat.leaderboard import BEST_MODEL_FOLDER, PREDICTIONS_FILE
 from tune_inat.store import write_atomically
@@ -79,13 +80,15 @@ def save_classifier(
     from tune_inat.onnx_export import ONNX_FILE
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / ONNX_FILE).unlink(missing_ok=True)  # of weights that were here before
+    for name in (CONFIG_FILE, ONNX_FILE):  # of weights that were here before
+        (folder / name).unlink(missing_ok=True)
     # safetensors has no strides: contiguous copies, whatever layout the network trained in.
     tensors: dict[str, Tensor] = {
         name: value.detach().cpu().contiguous().clone() for name, value in backbone.model.state_dict().items()
     }
     aside = folder / f".{WEIGHTS_FILE}.tmp"
     save_file(tensors, aside, metadata={"format": "pt"})
+    sync(aside)
     aside.replace(folder / WEIGHTS_FILE)
     content = json.dumps(asdict(config), indent=2) + "\n"
     write_atomically(folder / METRICS_FILE, (json.dumps(metrics, indent=2) + "\n").encode())

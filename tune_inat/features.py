@@ -3,8 +3,10 @@
 import json
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,8 @@ ARRAY_FILE = "features.npy"
 PROGRESS_FILE = "rows.json"
 FLUSH_BYTES = 64 * 2**20  # how much may be computed twice after a kill
 BATCH_SIZE = 64  # images between two looks at the progress, where few cores share them
+
+Activations = np.memmap[Any, np.dtype[np.generic]]
 
 
 @dataclass(frozen=True)
@@ -138,9 +142,9 @@ def _compute(
 ) -> None:
     """Fill the array batch by batch, going on after the last row that an earlier, killed run flushed."""
     stored, _ = STORED_TYPE[precision]
-    done = _rows_done(folder)
     path = folder / ARRAY_FILE
-    array = np.lib.format.open_memmap(path, mode="r+") if done else None
+    array = _half_filled(folder, n_rows, stored)
+    done = 0 if array is None else _rows_done(folder)
     advance(done)
     unflushed = 0
     batch_size = max(BATCH_SIZE, PART_SIZE * torch.get_num_threads())
@@ -164,6 +168,16 @@ def _compute(
     assert array is not None, "a data set has at least one image"
     array.flush()
     (folder / PROGRESS_FILE).unlink(missing_ok=True)
+
+
+def _half_filled(folder: Path, n_rows: int, stored: type[np.generic]) -> Activations | None:
+    """The array that an earlier run left, `None` where there is none that is whole."""
+    with suppress(OSError, ValueError):
+        if _rows_done(folder) > 0:
+            array: Activations = np.lib.format.open_memmap(folder / ARRAY_FILE, mode="r+")
+            if len(array) == n_rows and array.dtype == stored:
+                return array
+    return None
 
 
 def _rows_done(folder: Path) -> int:

@@ -3,7 +3,8 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from tune_inat.augment import Augment, draw_view, draws_of
 from tune_inat.disk import check_room, reserve, writing
 from tune_inat.errors import DataError
+from tune_inat.interrupts import worker_threads
 from tune_inat.meter import Meter
 from tune_inat.pictures import UnreachableImage, UnreadableImage, read_picture, strict_pillow
 from tune_inat.store import Store, hash_of, write_atomically
@@ -191,7 +193,7 @@ class _Decoding:
         title = f"Decoding images at {self.size} px"
         with (
             meter.task(title, len(self.files) - n_done, "images") as advance,
-            ThreadPoolExecutor(n_workers, thread_name_prefix="decode") as pool,
+            worker_threads(n_workers, "decode") as pool,
             strict_pillow(),
         ):
             while n_done < len(self.files):
@@ -221,8 +223,11 @@ class _Decoding:
     def _begin(self) -> tuple[PixelMap, int, dict[str, str]]:
         """The array, how many of its rows are done, and which of those are unreadable."""
         path, shape = self.folder / PIXELS_FILE, (len(self.files), self.size, self.size, 3)
-        if (self.folder / INDEX_FILE).exists():  # written after the rows that it counts
-            return np.lib.format.open_memmap(path, mode="r+"), *_read_index(self.folder)
+        with suppress(OSError, ValueError, KeyError, TypeError):  # none there, or not whole: begun anew
+            n_done, unreadable = _read_index(self.folder)  # written after the rows that it counts
+            pixels = np.lib.format.open_memmap(path, mode="r+")
+            if pixels.shape == shape and pixels.dtype == np.uint8:
+                return pixels, n_done, unreadable
         check_room(self.folder, math.prod(shape), "the decoded images")
         with writing(path):
             pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)

@@ -133,8 +133,12 @@ def best_of(ranked: Sequence[TrialResult]) -> TrialResult | None:
     return first if first is not None and first.best is not None and first.status != "ERROR" else None
 
 
-def best_to_json(best: TrialResult, test: TestResult | None) -> dict[str, Any]:
-    """The best trial as it stands in `summary.json`; without test images, its test values are null."""
+def best_to_json(best: TrialResult, test: TestResult | None, *, is_exported: bool = True) -> dict[str, Any]:
+    """The best trial as it stands in `summary.json`.
+
+    Without test images its test values are null, and all of them and its model where a search was
+    interrupted before it had exported it.
+    """
     tested = (
         asdict(test) if test is not None else dict.fromkeys(("test_accuracy", "test_loss", "test_interval"))
     )
@@ -145,7 +149,7 @@ def best_to_json(best: TrialResult, test: TestResult | None) -> dict[str, Any]:
         "val_accuracy": best.metric("val_accuracy"),
         "val_loss": best.metric("val_loss"),
         **tested,
-        "model": BEST_MODEL_FOLDER,
+        "model": BEST_MODEL_FOLDER if is_exported else None,
     }
 
 

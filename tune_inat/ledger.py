@@ -1,12 +1,16 @@
 """The journal of a search: each trial's start, epochs and end, so that a search can be taken up again."""
 
 import json
+import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
+from tune_inat.disk import writing
 from tune_inat.rows import Row
 
 Status = Literal["TERMINATED", "STOPPED", "ERROR", "SKIPPED"]
@@ -22,7 +26,7 @@ class TrialRecord:
 
     Attributes:
         correct: for each row which validation images were right, see `metrics.pack_correct`.
-        started: when, in seconds since 1970; so is `ended`.
+        started: when, in seconds since 1970; so are `reported`, of the last epoch, and `ended`.
         worker: the machine and process that it ran in.
     """
 
@@ -36,6 +40,7 @@ class TrialRecord:
     error: str | None = None
     correct: list[str] = field(default_factory=list)
     started: float | None = None
+    reported: float | None = None
     ended: float | None = None
     worker: str | None = None
 
@@ -46,10 +51,15 @@ class TrialRecord:
 
 
 class Ledger:
-    """An append-only file, one event a line. A torn last line, left by a kill, is dropped."""
+    """An append-only file, one event a line. Epochs and ends are on the disk when they are told.
+
+    A line that a kill or power loss has torn is passed over. A trial that lacks one is not finished: it
+    reports its epochs again, from the store.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / LEDGER_FILE
+        self._is_torn = False
         self._records = self._read()
 
     def records(self) -> dict[str, TrialRecord]:
@@ -63,7 +73,7 @@ class Ledger:
     def start(self, trial_id: str, config: Mapping[str, Any]) -> None:
         """A trial starts, perhaps again: what it reported before is replayed, so does not count."""
         event = {"event": "start", "trial_id": trial_id, "config": dict(config)}
-        self._write({**event, "at": round(time.time(), 3)})
+        self._write({**event, "at": _now()})
 
     def epoch(
         self,
@@ -77,38 +87,51 @@ class Ledger:
     ) -> None:
         """A trial reported an epoch, trained now or taken from the store."""
         event = {"event": "epoch", "trial_id": trial_id, "row": row, "trained": trained, "did": dict(did)}
-        self._write({**event, "correct": correct, "worker": worker})
+        self._write({**event, "correct": correct, "worker": worker, "at": _now()}, is_sure=True)
 
     def end(self, trial_id: str, status: Status, *, seconds: float, error: str | None = None) -> None:
         """A trial ended."""
         event = {"event": "end", "trial_id": trial_id, "status": status, "seconds": seconds}
-        self._write({**event, "error": error, "at": round(time.time(), 3)})
+        n_epochs = len(self._records[trial_id].rows) if trial_id in self._records else 0
+        self._write({**event, "epochs": n_epochs, "error": error, "at": _now()}, is_sure=True)
 
     def forget(self) -> None:
         """Begin anew, for a search that must not use what an earlier one left."""
         self._path.unlink(missing_ok=True)
         self._records = {}
 
-    def _write(self, event: dict[str, Any]) -> None:
+    def _write(self, event: dict[str, Any], *, is_sure: bool = False) -> None:
+        """Append a line whole, or raise `ResourceError` and leave the file as it was."""
+        line = json.dumps(event).encode() + b"\n"
+        with writing(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab", buffering=0) as file:
+                end = file.seek(0, os.SEEK_END)
+                try:
+                    self._append(file, b"\n" + line if self._is_torn else line)
+                except OSError:
+                    file.truncate(end)
+                    raise
+                if is_sure:
+                    os.fsync(file.fileno())
+        self._is_torn = False
         self._apply(event)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+
+    def _append(self, file: FileIO, content: bytes) -> None:
+        while content:  # a disk that gets full takes a part first
+            content = content[file.write(content) :]
 
     def _read(self) -> dict[str, TrialRecord]:
         self._records = {}
         if not self._path.exists():
             return self._records
-        content, whole = self._path.read_bytes(), []
+        content = self._path.read_bytes()
+        self._is_torn = bool(content) and not content.endswith(b"\n")
         for line in content.split(b"\n"):
-            try:
-                event = json.loads(line)
-                self._apply(event)
-            except (ValueError, KeyError, TypeError):
-                continue  # torn by a kill: the trial reports it again
-            whole.append(line)
-        if whole and not content.endswith(b"\n"):
-            self._path.write_bytes(b"\n".join(whole) + b"\n")
+            with suppress(ValueError, KeyError, TypeError):  # torn
+                self._apply(json.loads(line))
+        for record in self._records.values():
+            _mend(record)
         return self._records
 
     def _apply(self, event: Mapping[str, Any]) -> None:
@@ -120,14 +143,33 @@ class Ledger:
                     trial_id, event["config"], epochs_trained=trained, started=event.get("at")
                 )
             case "epoch":
-                record = self._records[trial_id]
-                record.rows.append(event["row"])
-                record.epochs_trained += int(event["trained"])
-                record.did = event["did"]
-                record.correct.append(event.get("correct", ""))
+                record, row = self._records[trial_id], event["row"]
+                trained, did = int(event["trained"]), event["did"]
+                n_before = int(row["epoch"]) - 1
+                if n_before > len(record.rows):
+                    raise ValueError(f"epoch {row['epoch']} after {len(record.rows)}")
+                record.rows[n_before:] = [row]
+                record.correct[n_before:] = [event.get("correct", "")]
+                record.epochs_trained += trained
+                record.did = did
                 record.worker = event.get("worker")
+                record.reported = event.get("at")
             case "end":
-                record = self._records[trial_id]
-                record.status, record.seconds = event["status"], event["seconds"]
+                record, status, seconds = self._records[trial_id], event["status"], event["seconds"]
+                if event.get("epochs", len(record.rows)) != len(record.rows):
+                    raise ValueError(f"{event['epochs']} epochs, not {len(record.rows)}")
+                record.status, record.seconds = status, seconds
                 record.error = event["error"]
                 record.ended = event.get("at")
+
+
+def _mend(record: TrialRecord) -> None:
+    """A trial that has reported its last epoch has ended, also where a kill came before that was told."""
+    if record.status is None and len(record.rows) == record.config.get("epochs"):
+        record.status = "TERMINATED"
+        record.ended = record.reported
+        record.seconds = max(0.0, (record.ended or 0.0) - (record.started or 0.0))
+
+
+def _now() -> float:
+    return round(time.time(), 3)

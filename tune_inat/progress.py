@@ -190,16 +190,21 @@ class Terminal:
                 low, high = best["test_interval"]
                 interval = f"95 % interval {number(low)} to {number(high)}"
                 self._labelled("Test", f"accuracy {number(best['test_accuracy'])}, {interval}")
-            self._labelled("Model", str(folder / best["model"]))
-            command = f"python -m tune_inat.predict {shlex.quote(str(folder))} IMAGE_OR_FOLDER..."
-            self._labelled("Next", command)
+            if best["model"] is not None:
+                self._labelled("Model", str(folder / best["model"]))
+                command = f"python -m tune_inat.predict {shlex.quote(str(folder))} IMAGE_OR_FOLDER..."
+                self._labelled("Next", command)
         self._labelled("Table", str(folder / "trials.csv"))
         if report is not None:
             self._labelled("Report", str(report))
         if sync_line is not None:
             self._labelled("W&B", sync_line)
         if summary["status"] == "INTERRUPTED":
-            self._labelled("Go on", summary["command"])
+            self.go_on(summary["command"])
+
+    def go_on(self, command: str) -> None:
+        """The command that goes on with a search which was interrupted."""
+        self._labelled("Go on", command)
 
     def _labelled(self, label: str, text: str, style: str = "") -> None:
         line = Text.assemble((f"{label + ':':<8}", "dim"), (_line(text), style))

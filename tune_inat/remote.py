@@ -4,7 +4,6 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from filelock import FileLock
 
 from tune_inat.disk import check_room, make_folder, writing
 from tune_inat.errors import DataError
+from tune_inat.interrupts import worker_threads
 from tune_inat.meter import Meter
 
 SCHEMES = ("s3", "gs", "gcs", "file")
@@ -190,7 +190,7 @@ def _copy_files(
     problems = []
     with (
         meter.task(f"Copying {name}", sum(file.n_bytes for file in files), "bytes") as advance,
-        ThreadPoolExecutor(N_THREADS, thread_name_prefix="copy") as pool,
+        worker_threads(N_THREADS, "copy") as pool,
     ):
         for file, problem in zip(files, pool.map(copy_one, files), strict=True):
             if problem is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tune_inat.errors import ResourceError, UserError
-from tune_inat.store import write_atomically
+from tune_inat.store import is_half_written, write_atomically
 
 IDENTITY_FILE = "search.json"
 CPUS_KEY = "cpus_per_trial"  # in that file, beside the identity
@@ -54,6 +54,11 @@ def find_run_folder(storage: Path, name: str | None, proposed: str, identity: Ma
     folder = storage / name
     known = _read_identity(folder)
     if known is not None:
+        if not known and (folder / IDENTITY_FILE).exists():
+            raise UserError(
+                f"--name {name}: {folder / IDENTITY_FILE} is damaged, so nobody knows which search this is. "
+                "Choose another name: what its trials had trained comes from the cache."
+            )
         if not known:
             raise UserError(f"--name {name}: {folder} holds other files, not a search. Choose another name.")
         other = [
@@ -69,6 +74,8 @@ def find_run_folder(storage: Path, name: str | None, proposed: str, identity: Ma
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Make a search's folder and hold it; the lock dies with its owner. A folder left empty is removed.
+
+    What killed searches have left half written goes.
 
     Raises:
         ResourceError: another search holds the folder, or it cannot be written.
@@ -86,6 +93,8 @@ def held(folder: Path) -> Iterator[None]:
             f"{folder}: the search's folder cannot be written ({error.strerror}). Choose another --storage."
         ) from error
     try:
+        for left in filter(is_half_written, folder.rglob(".*.tmp")):
+            left.unlink(missing_ok=True)
         yield
     finally:
         if _is_free(folder):  # the search was refused: its name is not taken
@@ -135,8 +144,8 @@ def _read_file(folder: Path) -> dict[str, Any]:
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether nothing but a lock is there."""
-    return all(entry.name == LOCK_FILE for entry in folder.iterdir())
+    """Whether nothing is there but a lock, and what a process left that was killed as it began."""
+    return all(entry.name == LOCK_FILE or is_half_written(entry) for entry in folder.iterdir())
 
 
 def _agrees(key: str, known: Any, value: Any) -> bool:

@@ -88,9 +88,15 @@ def run_search(settings: SearchSettings, terminal: Terminal) -> SearchResult:
     """
     started = time.monotonic()
     terminal.say(f"Search space {settings.space} on {hide_secrets(settings.data)}")
-    from tune_inat.conduct import conduct_search
+    try:
+        from tune_inat.conduct import conduct_search
 
-    folder, summary = conduct_search(settings, terminal, started=started)
+        folder, summary = conduct_search(settings, terminal, started=started)
+    except KeyboardInterrupt:  # before there was anything to show
+        from tune_inat.summary import typed_command
+
+        terminal.go_on(typed_command())
+        raise
     return SearchResult(folder, summary)
 
 

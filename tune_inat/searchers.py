@@ -2,7 +2,9 @@
 
 import json
 import math
+import sqlite3
 from collections.abc import Callable, Collection, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +32,8 @@ from tune_inat.store import hash_of
 LATENT_SUFFIX = " (quantile)"  # of a parameter that Optuna knows only by its quantile in [0, 1]
 N_BISECTIONS = 40  # to find a value's quantile: to 1e-12
 STUDY_HASH_DIGITS = 8
+FIXED_PARAMS = "fixed_params"  # where Optuna keeps what `enqueue_trial` was told
+DAMAGED_SUFFIX = ".damaged"
 
 
 class Proposer(Protocol):
@@ -139,6 +143,23 @@ def open_study_storage(path: Path) -> optuna.storages.RDBStorage:
     return optuna.storages.RDBStorage(str(URL.create("sqlite", database=str(path))))
 
 
+def set_aside_damaged_study(path: Path) -> str | None:
+    """Rename the database of a study that is not whole, and say so: a new one learns from the ledger.
+
+    A kill or power loss does not damage it: SQLite takes back what was half written.
+    """
+    if not path.exists():
+        return None
+    with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(path)) as database:
+        if database.execute("PRAGMA quick_check").fetchone() == ("ok",):
+            return None
+    aside = path.with_name(path.name + DAMAGED_SUFFIX)
+    path.replace(aside)
+    return (
+        f"{path} is damaged and is now {aside.name}: a new study begins with the trials that have finished."
+    )
+
+
 def name_study(search_name: str, space: SearchSpace) -> str:
     """The name of a search's study: another one for each metric and range, which Optuna cannot change."""
     asked = space.identity()
@@ -160,10 +181,15 @@ def _bring_up_to_date(
         known = _find(untold, space, trial)
         if known is not None:
             untold.remove(known)
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    proposed = [trial.system_attrs.get(FIXED_PARAMS) for trial in waiting]
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        # Of a trial that was to be proposed again, a kill may have left a part.
+        params = trial.system_attrs.get(FIXED_PARAMS, trial.params)
+        if _find(untold, space, trial) is None and params not in proposed:
+            study.enqueue_trial(params)
+            proposed.append(params)
         study.tell(trial.number, state=TrialState.FAIL)
-        if _find(untold, space, trial) is None:
-            study.enqueue_trial(trial.params)
     for record in untold:
         study.add_trial(_completed(space, record))
     return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)))
@@ -303,6 +329,7 @@ class FamilySearcher(Searcher):
         self._running: dict[str, PlannedTrial] = {}  # by Ray's id
         self._best: dict[str, float] = {}
         self._last_epoch: dict[str, int] = {}
+        self._untold: list[tuple[PlannedTrial, float | None]] = []  # trials that ended, with their best value
 
     def suggest(  # type: ignore[override]  # Ray leaves FINISHED out of its types
         self, trial_id: str
@@ -310,6 +337,7 @@ class FamilySearcher(Searcher):
         """Tune's question for one more trial: its config, `None` for "not now", or FINISHED."""
         if self._is_over():
             return Searcher.FINISHED
+        self.tell_ends()
         self._fill()
         trial = next((trial for trial in self._waiting if self._is_ready(trial)), None)
         if trial is None:
@@ -332,7 +360,10 @@ class FamilySearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """A trial's end, whatever its reason. Of a report that ended it, Tune tells only here."""
+        """A trial's end, whatever its reason. Of a report that ended it, Tune tells only here.
+
+        The proposer learns of it by `tell_ends`.
+        """
         if result is not None and self.metric in result and "epoch" in result:
             self.on_trial_result(trial_id, result)
         trial = self._running.pop(trial_id)
@@ -340,7 +371,16 @@ class FamilySearcher(Searcher):
         best = self._best.pop(trial_id, None)
         if not error and last_epoch < trial.config.epochs and self._is_over():
             return
-        self._proposer.on_end(trial, None if error else best)
+        self._untold.append((trial, None if error else best))
+
+    def tell_ends(self) -> None:
+        """Tell the proposer which trials have ended: after the ledger, so that a kill in between loses none.
+
+        What the ledger has and a study lacks, the study is told later; a trial that only the study has would
+        count there and not in the search.
+        """
+        while self._untold:
+            self._proposer.on_end(*self._untold.pop(0))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: a search is taken up from its ledger, not from Tune's snapshots."""

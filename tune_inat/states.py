@@ -1,22 +1,28 @@
 """What epochs left: the metrics of each one and the tensors to go on from, by family of trials."""
 
+import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from tune_inat.disk import check_room, make_folder, sync, writing
+from tune_inat.errors import ResourceError
 from tune_inat.rows import Row
 from tune_inat.store import FAMILY_RECORD, family_lock, hash_of, write_atomically
 
 RECORD_FILE = FAMILY_RECORD
+CHECKSUM = "checksum"  # of a file's tensors, in its metadata
+LOOK_SECONDS = 0.2  # between two looks at whether a trial that waits for its family is to end
 
 
 @dataclass(frozen=True)
@@ -35,21 +41,39 @@ class FamilyStates:
     """The folder of one family. Only one process trains a family at a time (`exclusively`).
 
     Each epoch may leave two files: the weights that train, and the optimizer's tensors. The record of an
-    epoch is written after its files, so it never promises more than there is.
+    epoch is written when its files are on the disk, so it never promises more than there is, whatever ends
+    the process or the machine. Files and record carry checksums.
     """
 
     def __init__(self, root: Path, family_key: str) -> None:
         self.folder = root / family_key
 
     @contextmanager
-    def exclusively(self) -> Iterator[None]:
-        """Hold the family; others wait until it is let go, or its holder dies. It counts as used now."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(family_lock(self.folder)):
-            self.folder.mkdir(exist_ok=True)
-            with suppress(FileNotFoundError):
-                os.utime(self.folder / RECORD_FILE)
+    def exclusively(self, look: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold the family; others wait until it is let go, or its holder dies. It counts as used now.
+
+        Args:
+            look: called now and then while it waits; may raise, to give up.
+
+        Raises:
+            ResourceError: the cache cannot be written.
+        """
+        make_folder(self.folder.parent)
+        lock = FileLock(family_lock(self.folder))
+        with writing(self.folder):
+            while True:
+                with suppress(Timeout):
+                    lock.acquire(timeout=LOOK_SECONDS)
+                    break
+                look()
+        try:
+            with writing(self.folder):
+                self.folder.mkdir(exist_ok=True)
+                with suppress(FileNotFoundError):
+                    os.utime(self.folder / RECORD_FILE)
             yield
+        finally:
+            lock.release()
 
     def record(self) -> Record:
         """The epochs recorded so far. A torn or altered record counts as none."""
@@ -57,7 +81,7 @@ class FamilyStates:
             content = json.loads((self.folder / RECORD_FILE).read_bytes())
             rows = tuple(dict(row) for row in content["rows"])
             correct = tuple(content["correct"])
-            if content["checksum"] != hash_of([content["rows"], content["correct"]]):
+            if content["checksum"] != _checksum_of_record(content):
                 return Record()
             if len(correct) != len(rows):
                 return Record()
@@ -68,8 +92,15 @@ class FamilyStates:
             return Record()
 
     def save(self, epoch: int, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
-        """Write what an epoch left: both files whole, or neither counts."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write what an epoch left: both files whole, or neither counts.
+
+        Raises:
+            ResourceError: the disk has no room, or cannot be written.
+        """
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        n_bytes = sum(value.nbytes for value in (*weights.values(), *optimizer.values()))
+        check_room(self.folder, n_bytes, "what an epoch leaves")
         self._write(self._optimizer_file(epoch), optimizer)
         self._write(self._weights_file(epoch), weights)
 
@@ -83,9 +114,10 @@ class FamilyStates:
         assert epoch == len(rows) + 1, f"epoch {epoch} cannot follow epoch {len(rows)}"
         kept = (*rows, row)
         answers = (*record.correct, correct)
-        checksum = hash_of([kept, answers])
-        content = {"rows": kept, "did": dict(did), "correct": answers, "checksum": checksum}
-        write_atomically(self.folder / RECORD_FILE, json.dumps(content).encode())
+        content: dict[str, Any] = {"rows": kept, "did": dict(did), "correct": answers}
+        content["checksum"] = _checksum_of_record(content)
+        with writing(self.folder):
+            write_atomically(self.folder / RECORD_FILE, json.dumps(content).encode())
         return kept
 
     def resumable_epoch(self, up_to: int) -> int:
@@ -127,14 +159,36 @@ class FamilyStates:
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         aside = path.with_suffix(".tmp")
-        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, aside)
-        aside.replace(path)
+        whole = {name: value.detach().contiguous() for name, value in tensors.items()}
+        with writing(path):
+            try:
+                save_file(whole, aside, metadata={CHECKSUM: _checksum_of(whole)})
+            except SafetensorError as error:  # as it says whatever the file system refuses
+                raise ResourceError(f"{path}: cannot be written ({error}).") from error
+            sync(aside)
+            aside.replace(path)
 
     def _read(self, path: Path) -> dict[str, Tensor] | None:
         try:
-            return load_file(path)
+            with safe_open(path, framework="pt") as file:
+                checksum = (file.metadata() or {}).get(CHECKSUM)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
         except (OSError, SafetensorError):
             return None
+        return tensors if _checksum_of(tensors) == checksum else None
+
+
+def _checksum_of(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, types, shapes and every byte."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(tensors.items()):
+        digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _checksum_of_record(content: Mapping[str, Any]) -> str:
+    return hash_of([content["rows"], content["correct"], content["did"]])
 
 
 def to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

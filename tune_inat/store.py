@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +17,22 @@ from typing import Any
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
-from tune_inat.disk import size_of
+from tune_inat.disk import make_folder, size_of, sync, writing
 from tune_inat.errors import ResourceError
 from tune_inat.private import make_private
 
 CACHE_VARIABLE = "TUNE_INAT_CACHE"
 ENTRY_FILE = "entry.json"  # written last: an entry without it, or that disagrees with it, is not whole
-FORMAT_VERSION = 1
+STAMPS_FILE = "stamps.json"  # what the file system said of its files when they agreed with it
+FORMAT_VERSION = 2
+HASH_CHUNK_BYTES = 32 * 2**20
+N_HASHERS = 4
+AHEAD_SECONDS = 60.0  # what was used this much after now was used when the clock was wrong
 STATES_KIND = "states"  # its folders are families' (see `states.FamilyStates`): no entries, they grow
 FAMILY_RECORD = "epochs.json"  # its time of change is that of the family's last use
 DOWNLOADED_KINDS = frozenset({"data", "remote"})  # where data sets that were fetched are kept
 LEFT_OVER = frozenset({".part", ".gone", ".tmp"})  # what a process that was killed leaves
+_HALF_WRITTEN = re.compile(r"\..+\.\d+\.\d+\.tmp")
 LEFT_OVER_SECONDS = 24 * 3600.0  # until then a build may go on from what an earlier one left
 
 
@@ -116,16 +123,21 @@ class Store:
         """
         folder = self.path(kind, key)
         claim_root(self.root)
+        make_folder(folder.parent)
         with self._locked(folder):
             if not is_whole(folder):
-                if folder.exists():  # torn or altered since it was built
-                    shutil.rmtree(folder)
                 aside = folder.with_name(f".{key}.part")
-                aside.mkdir(parents=True, exist_ok=True)
+                with writing(folder):
+                    if folder.exists():  # torn or altered since it was built
+                        shutil.rmtree(folder)
+                    aside.mkdir(exist_ok=True)
                 build(aside)
-                _seal(aside)
-                aside.rename(folder)
-            self._hold(folder)
+                with writing(folder):
+                    _seal(aside)
+                    aside.rename(folder)
+                    sync(folder.parent)
+            with writing(folder):
+                self._hold(folder)
         self.make_room()
         return folder
 
@@ -145,7 +157,7 @@ class Store:
             if folder.name.startswith("."):
                 continue
             try:
-                used = entry.stat().st_mtime
+                used = _last_use(entry)
                 n_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             except FileNotFoundError:  # removed by another process since
                 continue
@@ -175,7 +187,7 @@ class Store:
         for folder in (self.root / STATES_KIND).glob("[!.]*"):
             with suppress(FileNotFoundError):  # removed by another process since
                 record = folder / FAMILY_RECORD
-                used = (record if record.exists() else folder).stat().st_mtime
+                used = _last_use(record if record.exists() else folder)
                 yield _Holding(folder, size_of(folder), used, family_lock(folder))
 
     def _left_over(self) -> Iterator[_Holding]:
@@ -185,7 +197,7 @@ class Store:
             if path.suffix not in LEFT_OVER or path.parent.name in DOWNLOADED_KINDS:
                 continue
             with suppress(FileNotFoundError):
-                used = max(part.lstat().st_mtime for part in (path, *path.rglob("*")))
+                used = max(_last_use(part) for part in (path, *path.rglob("*")))
                 if used < limit:
                     n_bytes = size_of(path) if path.is_dir() else path.stat().st_size
                     key = path.name[1:].partition(".")[0]
@@ -199,10 +211,15 @@ class Store:
 
     @contextmanager
     def _locked(self, folder: Path) -> Iterator[None]:
-        lock = self._lock(folder)
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
+        path = self._lock(folder)
+        make_folder(path.parent)
+        lock = FileLock(path)
+        with writing(path):
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
     def _hold(self, folder: Path) -> None:
         """Mark an entry as used now, and in use for as long as this process lives (a shared flock)."""
@@ -219,15 +236,71 @@ class Store:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder is a finished entry: its record is intact and each file has the size it had."""
+    """Whether a folder is a finished entry: its record is intact, and each file is as it was.
+
+    The content of files is read where the file system says that they were touched since that was last done.
+    """
     try:
         record = json.loads((folder / ENTRY_FILE).read_bytes())
-        sizes = record["sizes"]
-        if record["checksum"] != _checksum(sizes) or record["format"] != FORMAT_VERSION:
+        files = record["files"]
+        if record["format"] != FORMAT_VERSION or record["checksum"] != hash_of(files):
             return False
-        return all((folder / name).stat().st_size == n_bytes for name, n_bytes in sizes.items())
+        if any((folder / name).stat().st_size != facts["bytes"] for name, facts in files.items()):
+            return False
+        stamps = {name: _stamp(folder / name) for name in files}
+        if stamps == _read_stamps(folder):
+            return True
+        if any(_hash_file(folder / name) != facts["hash"] for name, facts in files.items()):
+            return False
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+    with suppress(OSError):  # where nothing can be written, it is read again the next time
+        _write_stamps(folder, stamps)
+    return True
+
+
+def _stamp(file: Path) -> list[int]:
+    """What changes with a file's content: its inode and the times of its changes, in ns."""
+    status = file.stat()
+    return [status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _read_stamps(folder: Path) -> Any:
+    try:
+        return json.loads((folder / STAMPS_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _write_stamps(folder: Path, stamps: Mapping[str, list[int]]) -> None:
+    (folder / STAMPS_FILE).write_text(json.dumps(stamps))  # torn, it agrees with nothing
+
+
+def _hash_file(path: Path) -> str:
+    """The hash of the hashes of a file's parts, which threads share."""
+    with path.open("rb") as file, ThreadPoolExecutor(N_HASHERS, thread_name_prefix="hash") as pool:
+        starts = range(0, os.fstat(file.fileno()).st_size, HASH_CHUNK_BYTES)
+        parts = pool.map(lambda start: _hash_part(file.fileno(), start), starts)
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _hash_part(descriptor: int, start: int) -> bytes:
+    return hashlib.sha256(os.pread(descriptor, HASH_CHUNK_BYTES, start)).digest()
+
+
+def _last_use(path: Path) -> float:
+    """When something was last used, in seconds since the epoch; now, where a clock says in the future."""
+    used, now = path.lstat().st_mtime, time.time()
+    if used <= now + AHEAD_SECONDS:
+        return used
+    with suppress(OSError):
+        os.utime(path, follow_symlinks=False)  # from now on it grows old like all others
+    return now
+
+
+def is_half_written(path: Path) -> bool:
+    """Whether a file is what `write_atomically` left when its process was killed."""
+    return _HALF_WRITTEN.fullmatch(path.name) is not None
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -239,6 +312,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+        sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -273,15 +347,18 @@ def _refuse_if_held(folder: Path) -> None:
 
 def _seal(folder: Path) -> None:
     """Write the record of a finished entry, after all else is on the disk."""
-    sizes: dict[str, int] = {}
+    for name in (ENTRY_FILE, STAMPS_FILE):  # of an entry that a kill kept from its place
+        (folder / name).unlink(missing_ok=True)
+    files: dict[str, dict[str, Any]] = {}
+    stamps: dict[str, list[int]] = {}
     for file in sorted(folder.rglob("*")):
-        if file.is_file() and file.name != ENTRY_FILE:
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-            sizes[file.relative_to(folder).as_posix()] = file.stat().st_size
-    record: Mapping[str, Any] = {"format": FORMAT_VERSION, "sizes": sizes, "checksum": _checksum(sizes)}
+        if file.is_dir():
+            sync(file)
+        elif file.is_file():
+            sync(file)
+            name = file.relative_to(folder).as_posix()
+            stamps[name] = _stamp(file)
+            files[name] = {"bytes": file.stat().st_size, "hash": _hash_file(file)}
+    record: Mapping[str, Any] = {"format": FORMAT_VERSION, "files": files, "checksum": hash_of(files)}
+    _write_stamps(folder, stamps)
     write_atomically(folder / ENTRY_FILE, json.dumps(record, sort_keys=True).encode())
-
-
-def _checksum(sizes: Mapping[str, int]) -> str:
-    return hash_of({"sizes": dict(sizes)})

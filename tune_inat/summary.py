@@ -22,6 +22,7 @@ def compose_summary(
     best: TrialResult | None,
     test: TestResult | None,
     *,
+    is_exported: bool,
     folder: Path,
     effort: Effort,
     n_left: int,
@@ -32,6 +33,7 @@ def compose_summary(
 
     Args:
         ranked: all trials, best first.
+        is_exported: whether the best trial's model stands in the folder.
         n_left: trials that did not come to run, or were cut off.
         planned: what the plan said of seconds, epochs and bytes; `measured` is what they came to.
     """
@@ -54,7 +56,7 @@ def compose_summary(
             "fingerprint": data.fingerprint,
         },
         "trials": [result.to_json() for result in ranked],
-        "best": None if best is None else best_to_json(best, test),
+        "best": None if best is None else best_to_json(best, test, is_exported=is_exported),
         "failed": failed,
         "trials_left": n_left,
         "is_out_of_time": is_limited and n_left > 0 and not effort.is_interrupted,
@@ -70,5 +72,10 @@ def compose_summary(
         "wandb_sync": sync_line(folder),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
         "seed": inputs.seed,
-        "command": shlex.join(["python", "-m", "tune_inat.search", *map(hide_secrets, sys.argv[1:])]),
+        "command": typed_command(),
     }
+
+
+def typed_command() -> str:
+    """The command as it was typed, without keys in its URIs: it goes on with the search."""
+    return shlex.join(["python", "-m", "tune_inat.search", *map(hide_secrets, sys.argv[1:])])

@@ -1,9 +1,8 @@
 """One trial: the freeze-and-fine-tune loop. It is a pure function of its configuration and its inputs."""
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +96,12 @@ def run_trial(
         InterruptedTrialError: `is_interrupted` said so.
     """
     states = bench.states(config)
-    with states.exclusively():
+
+    def look() -> None:
+        if is_interrupted():
+            raise InterruptedTrialError
+
+    with states.exclusively(look):
         record = states.record()
         replayed = record.rows[: config.epochs]
         for row, correct in zip(replayed, record.correct[: config.epochs], strict=True):
@@ -105,11 +109,12 @@ def run_trial(
         if len(replayed) == config.epochs:
             return
         wanted = sorted({*horizons, config.epochs})
-        trained = _train_onwards(bench, config, states, config.epochs, wanted, is_interrupted)
-        with closing(trained):  # all is written before the family is let go, also if `report` raises
-            for epoch_report in trained:
-                if epoch_report.row["epoch"] > len(replayed):
-                    report(epoch_report)
+
+        def report_new(progress: EpochReport) -> None:
+            if progress.row["epoch"] > len(replayed):
+                report(progress)
+
+        _train_onwards(bench, config, states, wanted, report_new, is_interrupted)
 
 
 def weights_after(bench: Workbench, config: TrialConfig, epoch: int) -> Network:
@@ -130,13 +135,14 @@ def _train_onwards(
     bench: Workbench,
     config: TrialConfig,
     states: FamilyStates,
-    last: int,
     horizons: Sequence[int],
+    report: Report,
     is_interrupted: Callable[[], bool],
-) -> Generator[EpochReport]:
-    """Train on from the last epoch whose state is kept. What an epoch leaves is written during the next one.
+) -> None:
+    """Train on from the last epoch whose state is kept.
 
-    A kill costs the epoch in progress, and at most the one before it, which then comes to the same again.
+    What an epoch leaves is written during the next one, and it is reported as soon as that is done: what was
+    reported is never trained again. All is written when this returns or raises.
     """
     trainer = Trainer(bench, config)
     first = trainer.resume(states, up_to=len(states.record().rows))
@@ -151,17 +157,26 @@ def _train_onwards(
         best = {int(best_row(rows[:horizon], metric, goal)["epoch"]) for horizon in horizons}
         states.prune(resume_epochs={epoch}, weight_epochs=best)
 
+    unreported: list[tuple[Future[None], EpochReport]] = []  # one at most
+
+    def report_written(*, wait: bool) -> None:
+        if unreported and (wait or unreported[0][0].done()):
+            written, progress = unreported.pop()
+            written.result()
+            report(progress)
+
+    def look() -> bool:
+        report_written(wait=False)
+        return is_interrupted()
+
     with ThreadPoolExecutor(1, thread_name_prefix="keep") as writer:  # all is written when it is left
-        written: Future[None] | None = None
-        for epoch in range(first + 1, last + 1):
-            row = trainer.train_epoch(epoch, is_interrupted)
-            if written is not None:
-                written.result()
+        for epoch in range(first + 1, config.epochs + 1):
+            row = trainer.train_epoch(epoch, look)
+            report_written(wait=True)
             correct = trainer.correct
             written = writer.submit(keep, row, correct, trainer.weights(), trainer.optimizer_state())
-            if epoch == last:
-                written.result()
-            yield EpochReport(row, trained=True, did=did, correct=correct)
+            unreported.append((written, EpochReport(row, trained=True, did=did, correct=correct)))
+        report_written(wait=True)
 
 
 class Trainer:

@@ -2,14 +2,11 @@
 
 import os
 import signal
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ray import cloudpickle, tune
@@ -18,7 +15,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from tune_inat.config import TrialConfig
 from tune_inat.devices import Devices
-from tune_inat.errors import EXIT_INTERRUPTED
+from tune_inat.interrupts import interruptible
 from tune_inat.job import Job
 from tune_inat.leaderboard import Effort
 from tune_inat.ledger import Ledger, Status, TrialRecord
@@ -26,6 +23,7 @@ from tune_inat.metrics import is_better
 from tune_inat.objective import Metric
 from tune_inat.plan import PlannedTrial
 from tune_inat.rows import Row
+from tune_inat.scratch import scratch_folder
 from tune_inat.searchers import FamilySearcher, PlannedProposer, Proposer, tune_mode
 from tune_inat.sweep import EarlyStopping
 from tune_inat.trial import ROW_NAMES, EpochReport, InterruptedTrialError, run_trial
@@ -34,6 +32,7 @@ from tune_inat.workbench import Workbench, open_worker_bench
 RUNG_METRIC = "rung_metric"
 ERROR_PICKLE, ERROR_TEXT = "error.pkl", "error.txt"  # what Tune writes of a trial that failed
 MAX_REASON = 500  # characters
+GRACE_SECONDS = 1.5  # after Ctrl-C, for trials to end by themselves
 
 
 class Ending:
@@ -46,6 +45,7 @@ class Ending:
     def __init__(self, max_seconds: float | None = None) -> None:
         self.max_seconds = max_seconds
         self.is_interrupted = False
+        self.settle: Callable[[], None] = lambda: None  # to be called when Tune has ended its trials
         self._deadline: float | None = None
 
     def begin(self) -> None:
@@ -123,47 +123,54 @@ def run_trials(
         callbacks: more of Tune's callbacks (W&B).
     """
     job, devices, ending = run.job, run.devices, run.ending
-    with tempfile.TemporaryDirectory(prefix="tune_inat-") as scratch:
-        stop_file = Path(scratch) / "stop"
+    with scratch_folder() as scratch:
+        stop_file = scratch / "stop"
         scheduler = make_scheduler(
             run.early_stopping, run.longest, Metric(job.metric, job.goal), finished=run.finished
         )
         ending.begin()
-        watcher = Watcher(ledger, observer, effort, ending, stop_file)
-        share = WorkerShare(job, run.horizons, run.early_stopping, stop_file, scratch)
+        n_ahead = run.n_trials if isinstance(proposer, PlannedProposer) else 1
+        searcher = FamilySearcher(
+            proposer,
+            metric=job.metric,
+            goal=job.goal,
+            n_ahead=n_ahead,
+            reuse=job.reuse,
+            is_over=ending.is_over,
+        )
+        watcher = Watcher(ledger, observer, effort, ending, stop_file, on_ends=searcher.tell_ends)
+        share = WorkerShare(job, run.horizons, run.early_stopping, stop_file, str(scratch))
         trainable = tune.with_resources(
             tune.with_parameters(_train, share=share),
             {"cpu": devices.cpus_per_trial, "gpu": devices.gpus_per_trial},
         )
-        n_ahead = run.n_trials if isinstance(proposer, PlannedProposer) else 1
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=FamilySearcher(
-                    proposer,
-                    metric=job.metric,
-                    goal=job.goal,
-                    n_ahead=n_ahead,
-                    reuse=job.reuse,
-                    is_over=ending.is_over,
-                ),
+                search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=run.n_trials,
                 max_concurrent_trials=devices.max_concurrent,
-                reuse_actors=True,
-                time_budget_s=ending.max_seconds,
+                reuse_actors=True,  # its own time_budget_s goes by the clock on the wall, which may jump
             ),
             run_config=tune.RunConfig(
                 name="search",
-                storage_path=scratch,
+                storage_path=str(scratch),
                 verbose=0,
                 callbacks=[watcher, *callbacks],
                 progress_reporter=SilentReporter(),
             ),
         )
-        with _prompt_interrupt(ending, stop_file):
-            tuner.fit()
-        effort.is_interrupted = ending.is_interrupted
+        try:
+            with _prompt_interrupt(ending, stop_file):
+                tuner.fit()
+        except KeyboardInterrupt:
+            if not ending.is_interrupted:
+                raise
+            for callback in callbacks:  # Tune has not come to it
+                callback.on_experiment_end(trials=[])
+        finally:
+            effort.is_interrupted = ending.is_interrupted
 
 
 class SilentReporter(tune.ProgressReporter):
@@ -212,31 +219,22 @@ def make_scheduler(
 
 @contextmanager
 def _prompt_interrupt(ending: Ending, stop_file: Path) -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM end the search within seconds, and the second at once.
+    """Let Ctrl-C or SIGTERM end the trials within seconds.
 
-    Trials look for the stop file after each step; Tune ends gracefully on SIGUSR1.
+    Trials look for the stop file before each step; Tune ends gracefully on SIGUSR1, but would wait for
+    processes that do not look: in a long step, or computing what trials share.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
+    def end() -> None:
         ending.is_interrupted = True
-        stop_file.touch()
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_INTERRUPTED))
-        signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
+        with suppress(OSError):
+            stop_file.touch()
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    for each in before:
-        signal.signal(each, on_signal)
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    with interruptible() as interruption:
+        ending.settle = interruption.settle
+        with interruption.gently(end, within_seconds=GRACE_SECONDS):
+            yield
 
 
 _benches: dict[str, Workbench] = {}  # of this worker process: one search at a time
@@ -319,7 +317,7 @@ def _last_line(text: str) -> str:
 
 
 class Watcher(tune.Callback):
-    """Writes what Tune reports to the ledger, and shows it.
+    """Writes what Tune reports to the ledger, and shows it. After that, `on_ends` is called for each end.
 
     Tune pickles its callbacks into its snapshots. Nothing is read from those: the watcher leaves no state.
     """
@@ -331,7 +329,10 @@ class Watcher(tune.Callback):
         effort: Effort,
         ending: Ending,
         stop_file: Path,
+        *,
+        on_ends: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_ends = on_ends
         self._ledger = ledger
         self._observer = observer
         self._effort = effort
@@ -388,6 +389,10 @@ class Watcher(tune.Callback):
             self._stop_file.touch()  # Tune's own way lets the epoch in progress come to its end
         self._observer([self._live(trial) for trial in trials if trial.trial_id in self._started])
 
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Tune has ended its trials; what other callbacks have to end is theirs."""
+        self._ending.settle()
+
     def _end(self, trial: Any, status: Status, error: str | None = None) -> None:
         self._ended[trial.trial_id] = time.monotonic()
         self._statuses[trial.trial_id] = status
@@ -397,6 +402,7 @@ class Watcher(tune.Callback):
             seconds=self._seconds(trial),
             error=error,
         )
+        self._on_ends()
 
     def _seconds(self, trial: Any) -> float:
         end = self._ended.get(trial.trial_id, time.monotonic())

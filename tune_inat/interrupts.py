@@ -1,0 +1,121 @@
+"""Ctrl-C and SIGTERM: the first asks what runs to come to an end, the second ends the process at once."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from types import FrameType
+
+EXIT_CODE = 130
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LEAVE_SECONDS = 1.5  # for all that ends in the background, when everything is written
+
+
+class Interruption:
+    """Whether the user has asked for the end, and how that reaches what runs.
+
+    It is raised as `KeyboardInterrupt` in the main thread, or told as `gently` says.
+    """
+
+    def __init__(self) -> None:
+        self.is_requested = False
+        self._end: Callable[[], None] | None = None
+        self._within_seconds = 0.0
+
+    def request(self, number: int, frame: FrameType | None) -> None:
+        """The handler of both signals."""
+        if self.is_requested:
+            os._exit(EXIT_CODE)
+        self.is_requested = True
+        if self._end is None:
+            raise KeyboardInterrupt
+        signal.setitimer(signal.ITIMER_REAL, self._within_seconds)
+        self._end()
+
+    @contextmanager
+    def gently(self, end: Callable[[], None], *, within_seconds: float) -> Iterator[None]:
+        """Within it, the first signal calls `end`, which lets the block come to its own end.
+
+        If it has not done so in `within_seconds`, nor called `settle`, `KeyboardInterrupt` is raised.
+        """
+        if threading.current_thread() is not threading.main_thread():  # where signals do not come
+            yield
+            return
+        before = signal.signal(signal.SIGALRM, _raise)
+        self._end, self._within_seconds = end, within_seconds
+        try:
+            yield
+        finally:
+            self._end = None
+            self.settle()
+            signal.signal(signal.SIGALRM, before)
+
+    def settle(self) -> None:
+        """The end is near: `KeyboardInterrupt` need not come any more."""
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+
+
+_listening: Interruption | None = None  # of this process
+
+
+@contextmanager
+def interruptible() -> Iterator[Interruption]:
+    """Listen to the signals, unless that is done already: then it is the same interruption.
+
+    Signals that are ignored, as in a shell's background jobs, stay ignored. Other threads than the main one
+    cannot listen.
+    """
+    global _listening
+    if _listening is not None or threading.current_thread() is not threading.main_thread():
+        yield _listening or Interruption()
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    heard = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
+    _listening = interruption = Interruption()
+    for number in heard:
+        signal.signal(number, interruption.request)
+    try:
+        yield interruption
+    finally:
+        _listening = None
+        for number in heard:
+            signal.signal(number, before[number])
+
+
+@contextmanager
+def worker_threads(n: int, name: str) -> Iterator[Executor]:
+    """Threads for the work of a block. If that ends by an exception, what has not begun never does."""
+    pool = ThreadPoolExecutor(n, thread_name_prefix=name)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def leave_soon(*, is_requested: bool) -> None:
+    """All is written: one more signal ends the process at once.
+
+    Args:
+        is_requested: whether a signal came. Then the process ends in any case, soon.
+    """
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: os._exit(EXIT_CODE))
+    if is_requested:
+        timer = threading.Timer(LEAVE_SECONDS, _leave)
+        timer.daemon = True
+        timer.start()
+
+
+def _leave() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(EXIT_CODE)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
