@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tune_inat.life import locked
 from tune_inat.rows import Row
 from tune_inat.store import FAMILY_RECORD, family_lock, hash_of, write_atomically
 
@@ -45,7 +45,7 @@ class FamilyStates:
     def exclusively(self) -> Iterator[None]:
         """Hold the family; others wait until it is let go, or its holder dies. It counts as used now."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(family_lock(self.folder)):
+        with locked(family_lock(self.folder)):
             self.folder.mkdir(exist_ok=True)
             with suppress(FileNotFoundError):
                 os.utime(self.folder / RECORD_FILE)

@@ -17,6 +17,7 @@ from platformdirs import user_cache_path
 
 from tune_inat.disk import size_of
 from tune_inat.errors import ResourceError
+from tune_inat.life import locked
 
 CACHE_VARIABLE = "TUNE_INAT_CACHE"
 ENTRY_FILE = "entry.json"  # written last: an entry without it, or that disagrees with it, is not whole
@@ -196,7 +197,7 @@ class Store:
     def _locked(self, folder: Path) -> Iterator[None]:
         lock = self._lock(folder)
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
+        with locked(lock):
             yield
 
     def _hold(self, folder: Path) -> None:
