@@ -30,11 +30,11 @@ class OutOfMemoryKills:
     """Counts the processes that the kernel of this machine has killed for want of memory since the last look.
 
     Args:
-        statistics: where Linux counts them; elsewhere there are none.
+        statistics: where they are counted, `VM_STATISTICS` if not given; off Linux there are none.
     """
 
-    def __init__(self, statistics: Path = VM_STATISTICS) -> None:
-        self._statistics = statistics
+    def __init__(self, statistics: Path | None = None) -> None:
+        self._statistics = statistics or VM_STATISTICS
         self._seen = self._total()
 
     def take(self) -> int:

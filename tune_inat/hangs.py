@@ -24,18 +24,18 @@ class HangWatch:
     """Watches trials that run. Time counts only while somebody looks, so not while the machine sleeps.
 
     Args:
-        epoch_seconds: what an epoch of a trial should take, by its id, where that is known.
+        trial_seconds: what a trial should take, by its id, where that is known.
     """
 
-    def __init__(self, epoch_seconds: Mapping[str, float]) -> None:
-        self._expected = dict(epoch_seconds)
+    def __init__(self, trial_seconds: Mapping[str, float]) -> None:
+        self._expected = dict(trial_seconds)
         self._slowest = 0.0  # epoch so far, of any trial
         self._watched: dict[str, _Watched] = {}
         self._looked: float | None = None
 
-    def start(self, trial_id: str) -> None:
-        """A trial starts."""
-        self._watched[trial_id] = _Watched(0.0, self._expected.get(trial_id, 0.0))
+    def start(self, trial_id: str, n_epochs: int) -> None:
+        """A trial of so many epochs starts."""
+        self._watched[trial_id] = _Watched(0.0, self._expected.get(trial_id, 0.0) / n_epochs)
 
     def hear(self, trial_id: str, epoch_seconds: float = 0.0) -> None:
         """A trial gives a sign of life, perhaps with an epoch that took so long."""

@@ -24,6 +24,7 @@ class TrialRecord:
         correct: for each row which validation images were right, see `metrics.pack_correct`.
         started: when, in seconds since 1970; so is `ended`.
         worker: the machine and process that it ran in.
+        failures: why earlier tries failed, of a trial that was tried again.
     """
 
     trial_id: str
@@ -38,6 +39,7 @@ class TrialRecord:
     started: float | None = None
     ended: float | None = None
     worker: str | None = None
+    failures: list[str] = field(default_factory=list)
 
     @property
     def is_finished(self) -> bool:
@@ -79,6 +81,11 @@ class Ledger:
         event = {"event": "epoch", "trial_id": trial_id, "row": row, "trained": trained, "did": dict(did)}
         self._write({**event, "correct": correct, "worker": worker})
 
+    def failure(self, trial_id: str, reason: str) -> None:
+        """A try of a trial failed, and there will be another one."""
+        event = {"event": "failure", "trial_id": trial_id, "reason": reason}
+        self._write({**event, "at": round(time.time(), 3)})
+
     def end(self, trial_id: str, status: Status, *, seconds: float, error: str | None = None) -> None:
         """A trial ended."""
         event = {"event": "end", "trial_id": trial_id, "status": status, "seconds": seconds}
@@ -115,9 +122,13 @@ class Ledger:
         trial_id = event["trial_id"]
         match event["event"]:
             case "start":
-                trained = self._records[trial_id].epochs_trained if trial_id in self._records else 0
+                before = self._records.get(trial_id)
                 self._records[trial_id] = TrialRecord(
-                    trial_id, event["config"], epochs_trained=trained, started=event.get("at")
+                    trial_id,
+                    event["config"],
+                    epochs_trained=before.epochs_trained if before is not None else 0,
+                    started=event.get("at"),
+                    failures=before.failures if before is not None and before.status is None else [],
                 )
             case "epoch":
                 record = self._records[trial_id]
@@ -126,6 +137,8 @@ class Ledger:
                 record.did = event["did"]
                 record.correct.append(event.get("correct", ""))
                 record.worker = event.get("worker")
+            case "failure":
+                self._records[trial_id].failures.append(str(event["reason"]))
             case "end":
                 record = self._records[trial_id]
                 record.status, record.seconds = event["status"], event["seconds"]

@@ -13,7 +13,7 @@ _listeners: list[Callable[[], None]] = []  # of this process
 
 @contextmanager
 def heard_by(listener: Callable[[], None]) -> Iterator[None]:
-    """Within it, `listener` is called at each sign of life. What it raises ends the work that gave the sign."""
+    """Within it, `listener` is called at each sign of life. What it raises ends the work that gave it."""
     _listeners.append(listener)
     try:
         yield

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -58,28 +59,28 @@ class MicroBatches:
             taken.clear()
             undo()
             _release()
-            if self._split(n_images) == parts:
+            self.n_parts = min(2 * len(parts), self._most(n_images))
+            if self.n_parts == len(parts):
                 size = parts[0].stop - parts[0].start
                 raise StepTooLargeError(
-                    f"a step of {n_images} images does not fit in memory, not even {size} at a time ({problem})"
+                    f"{n_images} images do not fit in memory, not even {size} at a time ({problem})"
                 )
 
-    def _split(self, n_images: int) -> list[slice]:
-        """Twice as many parts from now on; returns those of this batch."""
-        self.n_parts *= 2
-        return self._parts(n_images)
+    def _most(self, n_images: int) -> int:
+        """Into how many parts a batch can be split."""
+        return max(1, n_images // self._smallest)
 
     def _parts(self, n_images: int) -> list[slice]:
         """Parts of nearly the same size, none smaller than the smallest where there are several."""
-        n_parts = max(1, min(self.n_parts, n_images // self._smallest))
+        n_parts = min(self.n_parts, self._most(n_images))
         bounds = [n_images * number // n_parts for number in range(n_parts + 1)]
-        return [slice(first, last) for first, last in zip(bounds, bounds[1:], strict=False)]
+        return [slice(first, last) for first, last in pairwise(bounds)]
 
 
 def _release() -> None:
     """Free what an attempt has left in memory."""
     gc.collect()
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.cuda.empty_cache()
 
 

@@ -3,6 +3,7 @@
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,10 +107,15 @@ class Terminal:
         """
         standings = Standings(total=total, n_earlier=n_earlier, metric=metric, costs=costs or {})
         if not self._console.is_interactive:
-            yield TrialBoard(standings, self._clock, say=self.say)
+            yield TrialBoard(standings, self._clock, warn=self.warn, say=self.say)
             return
         with Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
-            board = TrialBoard(standings, self._clock, draw=lambda table: live.update(table, refresh=True))
+            board = TrialBoard(
+                standings,
+                self._clock,
+                warn=self.warn,
+                draw=lambda table: live.update(table, refresh=True),
+            )
             board.update([])
             yield board
 
@@ -162,9 +168,10 @@ class Terminal:
         self._print(self._results, "")
         for trial in trials:
             if trial["status"] == "ERROR":
-                self._result(
-                    f"Trial {trial['trial_id']} failed: {trial.get('error') or 'no reason given'}", "red"
-                )
+                reason = trial.get("error") or "no reason given"
+                n = 1 + len(trial.get("failures", ()))
+                tries = f" {n} times, at last" if n > 1 else ""
+                self._result(f"Trial {trial['trial_id']} failed{tries}: {reason}", "red")
         self._result(_effort(summary))
         if best is not None:
             score = f"val_accuracy {number(best['val_accuracy'])}"
@@ -238,28 +245,36 @@ class Terminal:
 
 
 class TrialBoard:
-    """Shows trials: at most twice a second as a table, or each that has ended as a line."""
+    """Shows trials: at most twice a second as a table, or each that has ended as a line.
+
+    A failure after which a trial is tried again is told at once, those for good at the end of the search.
+    """
 
     def __init__(
         self,
         standings: Standings,
         clock: Clock,
         *,
+        warn: Callable[[str], None],
         draw: Callable[[LiveTable], None] | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
         self._standings = standings
         self._clock = clock
         self._draw = draw
+        self._warn = warn
         self._say = say
         self._started = clock()
         self._drawn: float | None = None
         self._told: set[str] = set()
+        self._n_warned: Counter[str] = Counter()
 
     def update(self, trials: Sequence[LiveTrial]) -> None:
         """Show how all trials that have started stand now; may be called as often as one likes."""
         now = self._clock()
         self._standings.update(trials)
+        for trial in trials:
+            self._tell_failures(trial)
         if self._draw is not None and (self._drawn is None or now - self._drawn >= DRAW_SECONDS):
             self._drawn = now
             self._draw(LiveTable(self._standings, now - self._started))
@@ -269,6 +284,13 @@ class TrialBoard:
                     self._told.add(trial.trial_id)
                     n_done = self._standings.n_earlier + len(self._told)
                     self._say(ended_line(self._standings, trial, n_done, now - self._started))
+
+    def _tell_failures(self, trial: LiveTrial) -> None:
+        first = self._n_warned[trial.trial_id]
+        self._n_warned[trial.trial_id] = len(trial.failures)
+        for reason in trial.failures[first:]:
+            if trial.status != "ERROR":
+                self._warn(f"Trial {trial.trial_id} failed and is tried again: {reason}")
 
 
 class _Work:

@@ -175,7 +175,7 @@ def training_loss(logits: Tensor, labels: Tensor, config: TrialConfig, weights: 
 def share_of_loss(
     logits: Tensor, labels: Tensor, part: slice, config: TrialConfig, weights: Tensor | None
 ) -> Tensor:
-    """What a part of a batch adds to the batch's mean loss (): the parts' sum is `training_loss` of the batch.
+    """What a part of a batch adds to its mean loss (): the sum over all parts is `training_loss`.
 
     Args:
         logits: of the part, (p, K).

@@ -1,5 +1,6 @@
 """One trial: the freeze-and-fine-tune loop. It is a pure function of its configuration and its inputs."""
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -244,7 +245,7 @@ class Trainer:
             )
         validation = evaluate(logits, self._job.data.val.labels)
         self.correct = pack_correct(logits.argmax(axis=1) == self._job.data.val.labels)
-        return {
+        row = {
             "epoch": epoch,
             "train_loss": train_loss,
             "train_accuracy": int(n_correct) / len(self._labels),
@@ -256,6 +257,10 @@ class Trainer:
             "train_seconds": train_seconds,
             "epoch_seconds": time.perf_counter() - started,
         }
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise NonFiniteLossError(f"epoch {epoch}: {name} is {value}")
+        return row
 
     def _batches(self, steps: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
         read = batches_ahead if self._device.type == "cuda" else batches_in_turn
