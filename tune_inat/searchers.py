@@ -177,8 +177,8 @@ def _bring_up_to_date(
     ]
     ended = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
     for record in failed:
-        known = (trial.params for trial in ended if _find([record], space, trial) is not None)
-        params = next(known, None) or _params(space, record)
+        suggested = (trial.params for trial in ended if _find([record], space, trial) is not None)
+        params = next(suggested, None) or _params(space, record)
         if params not in queued:
             study.enqueue_trial(params)
     return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)))
