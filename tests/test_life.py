@@ -1,6 +1,7 @@
 """Whoever works or waits gives signs of life."""
 
 import fcntl
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,9 +30,11 @@ def held_elsewhere(path: Path) -> Iterator[Callable[[], None]]:
 
 def test_who_waits_for_a_lock_is_alive_and_gets_it(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    with held_elsewhere(path) as let_go, heard_by(let_go), locked(path), path.open("w") as file:
+    with held_elsewhere(path) as let_go, heard_by(let_go), locked(path):
+        file = os.open(path, os.O_RDWR)
         with pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(file)
 
 
 def test_wait_for_a_lock_ends_with_what_the_listener_raises(tmp_path: Path) -> None:
