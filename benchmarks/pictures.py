@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.text import Text
 
 from benchmarks.reuse_figure import draw_reuse
+from tune_inat.board import TrialBoard
 from tune_inat.meter import Advance
-from tune_inat.progress import Terminal, TrialBoard
+from tune_inat.progress import Terminal
 from tune_inat.report import REPORT_FILE
 from tune_inat.search import run_search
 from tune_inat.settings import make_settings
@@ -46,7 +47,7 @@ class Afterwards(Terminal):
     @contextmanager
     def trials(self, total: int, *others: Any) -> Iterator[TrialBoard]:
         """Show no live table."""
-        yield TrialBoard(Standings(total=total), time.monotonic)
+        yield TrialBoard(Standings(total=total), time.monotonic, warn=self.warn)
 
 
 def record_search(picture: Path) -> tuple[Path, dict[str, Any]]:

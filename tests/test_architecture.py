@@ -12,24 +12,28 @@ PACKAGE = Path(tune_inat.__file__).parent
 
 # From the ground up. A module may import those of lower lines, and those before it on its own line.
 FLOORS = """
-interrupts errors config meter objective wording distributions yaml_lines disk private scratch
+interrupts errors config meter life objective wording distributions yaml_lines disk private scratch
+tries ending hangs micro_batches
 sweep_schema sweep parameters sweep_report space
 store settings runs rows ledger metrics significance calibration pictures augment folders download archive
-remote contents audit devices cuts origins standings tables notebook progress
+remote contents audit devices cuts origins standings tables board notebook progress
 images data
 recipe weights architectures backbone freeze graph convolutions tracing
 states wandb_files wandb_charts wandb_runs wandb_writer tracking
 frozen features sources leaderboard onnx_export export model_card labelled predict
-job places network plan workbench probe figures sharing workload forecast trial precision
+job places network plan workbench steps probe figures sharing workload forecast trial precision
 inputs summary outcome
-cluster nodes searchers housekeeping tuning preparation
+cluster nodes failures searchers families housekeeping watcher tuning preparation
 report_predictions report_facts report_page report_study report_charts report_lead report_sections
 report_model report
 comparison results conclusion conduct search
 """
 ORDER = FLOORS.split()
 ROOMS = {
-    "ray": {"cluster", "nodes", "housekeeping", "searchers", "tuning", "tracking"},
+    "ray": {
+        *("cluster", "nodes", "housekeeping", "failures", "searchers", "families", "watcher", "tuning"),
+        "tracking",
+    },
     "wandb": {"tracking", "wandb_writer", "wandb_files", "wandb_charts"},
     "rich": {"progress", "notebook", "tables", "sweep_report", "space", "audit", "results"},
     "optuna": {"searchers", "report_study"},

@@ -5,6 +5,8 @@ import itertools
 import json
 from pathlib import Path
 
+import pytest
+
 from tune_inat.config import TrialConfig
 from tune_inat.leaderboard import (
     BEST_MODEL_FOLDER,
@@ -22,6 +24,7 @@ from tune_inat.leaderboard import (
     write_summary,
 )
 from tune_inat.ledger import Status, TrialRecord
+from tune_inat.objective import Goal
 from tune_inat.rows import Row
 
 
@@ -123,3 +126,32 @@ def test_exported_model_counts_only_with_the_summary_that_tested_it(hostile_path
     assert recorded_test(read_summary(hostile_path) or {}) == test
     (model / "config.json").write_text(json.dumps({"trial_id": "b", "epoch": 1}))
     assert exported_trial(hostile_path) is None
+
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("goal", ["maximize", "minimize"])
+@pytest.mark.parametrize("bad", [NAN, INFINITE, -INFINITE])
+def test_number_that_is_not_finite_never_ranks_above_one_that_is(goal: Goal, bad: float) -> None:
+    trials = [
+        result("bad", row(1, bad)),
+        result("good", row(1, bad), row(2, 0.2)),
+        result("fine", row(1, 0.1)),
+    ]
+    names = [trial.trial_id for trial in leaderboard(trials, "val_accuracy", goal)]
+    assert names == (["good", "fine", "bad"] if goal == "maximize" else ["fine", "good", "bad"])
+    assert trials[1].best_epoch == 2
+
+
+def test_number_that_is_not_finite_is_null_in_json_and_no_trial_of_such_is_the_best() -> None:
+    trial = result("bad", row(1, NAN, INFINITE))
+    told = json.loads(json.dumps(trial.to_json(), allow_nan=False))
+    assert (told["val_accuracy"], told["val_loss"]) == (None, None)
+    assert best_of([trial]) is None
+
+
+def test_trial_that_was_tried_again_says_why() -> None:
+    record = TrialRecord("a", TrialConfig().model_dump(), rows=[row(1, 0.5)], failures=["killed"])
+    assert trial_result(record, "val_accuracy", "maximize").to_json()["failures"] == ["killed"]
+    assert "failures" not in result("b", row(1, 0.5)).to_json()

@@ -78,3 +78,16 @@ def test_forgotten_ledger_is_empty(hostile_path: Path) -> None:
     run_trial(ledger, "a", 1)
     ledger.forget()
     assert ledger.records() == Ledger(hostile_path).records() == {}
+
+
+def test_trial_that_is_tried_again_keeps_why_it_failed_until_it_has_ended(hostile_path: Path) -> None:
+    ledger = Ledger(hostile_path)
+    run_trial(ledger, "a", 1)
+    ledger.failure("a", "killed")
+    assert Ledger(hostile_path).records()["a"].status is None  # goes on, if the search ends here
+    run_trial(ledger, "a", 2)
+    assert (len(ledger.records()["a"].rows), ledger.records()["a"].failures) == (2, ["killed"])
+    ledger.end("a", "ERROR", seconds=1.0, error="killed again")
+    assert Ledger(hostile_path).records() == ledger.records()
+    ledger.start("a", CONFIG)  # by the same command, later
+    assert ledger.records()["a"].failures == []

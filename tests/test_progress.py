@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from tests.live_trials import FakeTrial
+from tune_inat.board import DRAW_SECONDS
 from tune_inat.meter import Meter
-from tune_inat.progress import DRAW_SECONDS, LOG_SECONDS, Terminal
+from tune_inat.progress import LOG_SECONDS, Terminal
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -223,6 +224,25 @@ def test_log_has_a_line_for_each_trial_that_ends(log: Screen) -> None:
     ]
 
 
+def test_trial_that_is_tried_again_says_why_at_once_and_how_often_at_its_end(log: Screen) -> None:
+    with log.terminal.trials(1) as board:
+        board.update([FakeTrial("a", epoch=2)])
+        for status in ("WAITING", "RUNNING"):
+            board.update([FakeTrial("a", epoch=2, status=status, failures=["killed"])])
+        board.update([FakeTrial("a", epoch=5, status="TERMINATED", failures=["killed"])])
+    told, ended = log.err
+    assert told == "Note: Trial a failed and is tried again: killed"
+    assert "2 tries" in ended
+
+
+def test_table_says_which_try_it_is(tty: Screen) -> None:
+    with tty.terminal.trials(2) as board:
+        tty.clock.now += DRAW_SECONDS
+        board.update([FakeTrial("a", epoch=2, failures=["killed"]), FakeTrial("b", epoch=3)])
+    assert any("2/5 try 2" in line for line in tty.err)
+    assert not any("3/5 try" in line for line in tty.err)
+
+
 def test_trials_that_ended_before_count_in_a_log(log: Screen) -> None:
     with log.terminal.trials(10, 7) as board:
         board.update([FakeTrial("a", epoch=5, status="TERMINATED")])
@@ -305,6 +325,9 @@ def test_failed_trial_is_named_with_its_reason(log: Screen, tmp_path: Path) -> N
     failed = TRIAL | {"trial_id": "dead", "status": "ERROR", "error": "RuntimeError: loss is \x1b[1mnan"}
     log.terminal.closing(tmp_path, SUMMARY | {"trials": [TRIAL, failed]}, ["lr"])
     assert "Trial dead failed: RuntimeError: loss is \\x1b[1mnan" in log.out
+    again = failed | {"failures": ["killed"], "error": "killed once more"}
+    log.terminal.closing(tmp_path, SUMMARY | {"trials": [TRIAL, again]}, ["lr"])
+    assert "Trial dead failed 2 times, at last: killed once more" in log.out
 
 
 def test_long_leaderboard_says_where_the_rest_is(log: Screen, tmp_path: Path) -> None:

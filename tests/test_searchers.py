@@ -2,72 +2,22 @@
 
 import random
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from tune_inat.families import FamilySearcher
 from tune_inat.ledger import TrialRecord
-from tune_inat.plan import PlannedTrial, TrialNamer, complete_config, make_plan
+from tune_inat.plan import TrialNamer, complete_config
 from tune_inat.runs import STUDY_FILE
 from tune_inat.searchers import (
-    FamilySearcher,
     OptunaProposer,
-    PlannedProposer,
     name_study,
     open_study_storage,
 )
 from tune_inat.space import SearchSpace, load_space
-
-
-def searcher_of(trials: tuple[PlannedTrial, ...]) -> FamilySearcher:
-    return FamilySearcher(
-        PlannedProposer(trials), metric="val_accuracy", goal="maximize", n_ahead=len(trials)
-    )
-
-
-def run_all(searcher: FamilySearcher, n_concurrent: int) -> list[dict[str, Any]]:
-    """Start trials as slots come free, the oldest ending first; returns their parameters as started."""
-    started: list[dict[str, Any]] = []
-    running: list[str] = []
-    while True:
-        suggestion = searcher.suggest(f"ray-{len(started)}") if len(running) < n_concurrent else None
-        if suggestion == Searcher.FINISHED:
-            return started
-        if isinstance(suggestion, dict):
-            running.append(f"ray-{len(started)}")
-            started.append(suggestion["params"])
-        else:
-            assert running, "nothing runs and nothing is started"
-            searcher.on_trial_complete(running.pop(0), {"val_accuracy": 0.5})
-
-
-@pytest.mark.parametrize("n_concurrent", [1, 2, 5])
-def test_every_trial_of_the_grid_is_started_once_and_leaders_first(n_concurrent: int) -> None:
-    plan = make_plan(load_space("grid"), {}, n_trials=None, seed=0)
-    started = run_all(searcher_of(plan.trials), n_concurrent)
-    assert sorted(map(repr, started)) == sorted(repr(trial.config.model_dump()) for trial in plan.trials)
-    seen: set[tuple[float, int]] = set()
-    for params in started:
-        family = (params["freeze"], params["batch_size"])
-        assert params["epochs"] == 7 or family in seen
-        seen.add(family)
-
-
-def test_follower_waits_for_the_end_of_its_leader() -> None:
-    plan = make_plan(load_space("grid"), {"batch_size": 32}, n_trials=None, seed=0)
-    family = tuple(t for t in plan.trials if t.config.freeze == 0.7 and t.config.batch_size == 32)
-    searcher = searcher_of(family)
-    leader = searcher.suggest("1")
-    assert isinstance(leader, dict)
-    assert leader["params"]["epochs"] == 7
-    assert searcher.suggest("2") is None
-    searcher.on_trial_complete("1", {"val_accuracy": 0.9})
-    follower = searcher.suggest("2")
-    assert isinstance(follower, dict)
-    assert follower["params"]["epochs"] == 5
 
 
 def test_report_that_ends_a_trial_counts_as_well(space: SearchSpace, hostile_path: Path) -> None:
@@ -104,7 +54,11 @@ def space(hostile_path: Path) -> SearchSpace:
 
 
 def proposer_of(
-    space: SearchSpace, folder: Path, n_trials: int, earlier: tuple[TrialRecord, ...] = ()
+    space: SearchSpace,
+    folder: Path,
+    n_trials: int,
+    earlier: tuple[TrialRecord, ...] = (),
+    failed: tuple[TrialRecord, ...] = (),
 ) -> OptunaProposer:
     namer = TrialNamer()
     return OptunaProposer(
@@ -112,6 +66,7 @@ def proposer_of(
         folder,
         study=name_study("search", space),
         earlier=earlier,
+        failed=failed,
         n_trials=n_trials,
         seed=3,
         complete=lambda point: namer.name(complete_config(point, {})),
@@ -266,6 +221,24 @@ def test_every_kind_of_value_finds_its_way_back_into_a_study(hostile_path: Path)
     proposer_of(space, hostile_path, 0, records)
     proposer_of(space, hostile_path, 0, records)  # knows them all again
     assert len(study_of(space, hostile_path).trials) == 20
+
+
+def test_trial_that_failed_in_an_earlier_run_is_proposed_first_and_once(
+    space: SearchSpace, hostile_path: Path
+) -> None:
+    proposer = proposer_of(space, hostile_path, 2)
+    failed, done = proposer.propose(), proposer.propose()
+    assert failed is not None
+    assert done is not None
+    proposer.on_end(failed, None)
+    proposer.on_end(done, 0.5)
+    record = TrialRecord(failed.trial_id, failed.config.model_dump(), status="ERROR", error="killed")
+    for _ in range(2):  # a kill may come before it is proposed
+        again = proposer_of(space, hostile_path, 2, failed=(record,))
+    assert again.propose() == failed
+    following = again.propose()
+    assert following is not None
+    assert following.config != failed.config
 
 
 def test_trial_that_the_end_of_the_search_cut_off_is_proposed_again(

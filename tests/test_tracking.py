@@ -33,6 +33,7 @@ from tests.wandb_searches import (
 from tests.wandb_server import API_KEY, WandbServer
 from tune_inat.config import TrialConfig
 from tune_inat.tracking import Mode, WandbTracker, resolve_mode
+from tune_inat.tries import Tries
 
 pytest_plugins = ["tests.wandb_fixtures"]
 pytestmark = pytest.mark.usefixtures("fresh_wandb")
@@ -322,6 +323,30 @@ def test_whole_run_stays_whole_when_its_repetition_is_interrupted(tmp_path: Path
     second.finish()
     run = read_offline_runs(tmp_path)["001"]
     assert (run.exit_code, run.summary["status"]) == (0, "TERMINATED")
+
+
+def test_trial_that_fails_and_is_tried_again_keeps_its_run_open(tmp_path: Path) -> None:
+    tries = Tries(max_failures=1)
+    tracker = make_tracker(tmp_path, tries=tries)
+    report(tracker, trial("001"), epochs=3)
+    tries.fail("001")
+    tracker.log_trial_end(trial("001"), failed=True)
+    report_whole(tracker, "001")
+    tracker.finish()
+    run = read_offline_runs(tmp_path)["001"]
+    assert (run.n_files, epochs_of(run), run.exit_code) == (1, ALL_EPOCHS, 0)
+
+
+@pytest.mark.parametrize("is_reported", [True, False], ids=["reported", "raised"])
+def test_run_of_a_trial_that_failed_for_good_says_so(is_reported: bool, tmp_path: Path) -> None:
+    tries = Tries(max_failures=1)
+    tracker = make_tracker(tmp_path, tries=tries)
+    report(tracker, trial("001"), epochs=3)
+    tries.fail("001", is_final=True)
+    tracker.log_trial_end(trial("001"), failed=not is_reported)  # Tune takes a reported one for an end
+    tracker.finish()
+    run = read_offline_runs(tmp_path)["001"]
+    assert (run.exit_code, run.summary["status"]) == (1, "ERROR")
 
 
 def test_retried_trial_writes_each_epoch_once(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ QUIET_RAY = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a sign of life has no metrics
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # Tune hands it on: a relative path means the same in the workers
     "RAY_prestart_worker_first_driver": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -110,6 +111,8 @@ def _init_ray(address: str | None, n_gpus: int | None) -> None:
         "logging_level": logging.CRITICAL,
         "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
     }
+    # What the raylet says of a process that died would go to stdout; `failures` says it in its place.
+    ray._private.worker._worker_logs_enabled = False
     if address is not None:
         _knock(address)
         ray.init(address=address, **common)

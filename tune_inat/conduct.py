@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tune_inat.conclusion import Conclusion
 from tune_inat.config import TrialConfig
 from tune_inat.disk import size_of
+from tune_inat.ending import Ending
 from tune_inat.inputs import Inputs, open_store, read_inputs
 from tune_inat.leaderboard import (
     BEST_MODEL_FOLDER,
@@ -45,6 +46,7 @@ from tune_inat.scratch import scratch_folder
 from tune_inat.settings import SearchSettings
 from tune_inat.store import Store, default_root, hash_of
 from tune_inat.summary import compose_summary
+from tune_inat.tries import Tries
 from tune_inat.wandb_files import sync_line
 
 if TYPE_CHECKING:
@@ -297,7 +299,7 @@ class _Conductor:
 
                     check_shared(Path(settings.storage).absolute(), f"--storage {settings.storage}")
                 from tune_inat.housekeeping import Housekeeper
-                from tune_inat.tuning import Ending, TrialRun, run_trials  # torch, while Ray starts
+                from tune_inat.tuning import TrialRun, run_trials  # torch, while Ray starts
 
                 preparation = self._prepare(n_left)
                 self._forecast, devices = preparation.foresee(
@@ -319,7 +321,8 @@ class _Conductor:
             self._effort.pixels_decoded += work.pixels_decoded
             job = bench.job
             ending = Ending(None if settings.max_hours is None else settings.max_hours * 3600)
-            tracker = self._wandb = self._tracker(ending.is_over)
+            tries = Tries(settings.max_failures)
+            tracker = self._wandb = self._tracker(ending.is_over, tries)
             finished = self._finished()
             costs = self._forecast.trial_seconds
             with self._terminal.trials(n_left + len(finished), len(finished), self._metric, costs) as board:
@@ -332,6 +335,8 @@ class _Conductor:
                     longest=longest_trial(space, self._inputs.fixed),
                     finished=tuple(finished.values()),
                     ending=ending,
+                    tries=tries,
+                    trial_seconds=costs,
                 )
                 run_trials(
                     run,
@@ -369,12 +374,13 @@ class _Conductor:
             self._folder,
             study=name_study(self._folder.name, space),
             earlier=tuple(finished.values()),
+            failed=tuple(record for record in self._records().values() if record.status == "ERROR"),
             n_trials=n_left,
             seed=self._inputs.seed,
             complete=lambda point: namer.name(complete_config(point, fixed)),
         )
 
-    def _tracker(self, is_over: Callable[[], bool]) -> "WandbTracker | None":
+    def _tracker(self, is_over: Callable[[], bool], tries: Tries | None = None) -> "WandbTracker | None":
         from tune_inat.tracking import WandbTracker, resolve_mode
 
         mode, notice = resolve_mode(self._settings.wandb)
@@ -396,6 +402,7 @@ class _Conductor:
             excludes=("rung_metric",),
             work=hash_of(work_identity(_identity(self._inputs))),
             is_over=is_over,
+            tries=tries,
             trained_before={trial_id: record.epochs_trained for trial_id, record in self._records().items()},
         )
 

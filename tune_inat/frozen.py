@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tune_inat.micro_batches import MicroBatches
+
 Precision = Literal["fp32", "bf16"]
 
 # numpy has no bfloat16: its bits are kept as int16.
@@ -43,7 +45,8 @@ def run_frozen(
             batches wherever they do.
     """
     if batch.device.type != "cpu":
-        return _laid_out(_run(network, batch, precision))
+        parts_of = MicroBatches().run(len(batch), lambda part: _run(network, batch[part], precision))
+        return _laid_out(parts_of[0] if len(parts_of) == 1 else torch.cat(parts_of))
     places = _places(len(batch), rows if PLACES_MATTER else None)
     n_parts = int(places.max()) // PART_SIZE + 1
     occupants = torch.zeros(n_parts * PART_SIZE, dtype=torch.int64)  # what stays empty repeats an image

@@ -10,7 +10,7 @@ from typing import Any
 
 from tune_inat.ledger import Status, TrialRecord
 from tune_inat.objective import Goal
-from tune_inat.rows import Row, best_row
+from tune_inat.rows import Row, best_row, finite, sortable
 from tune_inat.store import write_atomically
 
 SUMMARY_FILE = "summary.json"
@@ -25,7 +25,10 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A trial at the end of a search. Its metrics are those of `best_epoch`, `None` where no epoch ended."""
+    """A trial at the end of a search. Its metrics are those of `best_epoch`, `None` where no epoch ended.
+
+    `error` is why it failed; `failures` why earlier tries did, after which it was tried again.
+    """
 
     trial_id: str
     config: Mapping[str, Any]
@@ -36,6 +39,7 @@ class TrialResult:
     seconds: float
     did: Mapping[str, Any]
     error: str | None
+    failures: Sequence[str] = ()
 
     @property
     def best_epoch(self) -> int | None:
@@ -43,8 +47,8 @@ class TrialResult:
         return None if self.best is None else int(self.best["epoch"])
 
     def metric(self, name: str) -> float | None:
-        """A metric at the best epoch."""
-        return None if self.best is None else self.best[name]
+        """A metric at the best epoch, if it is a finite number."""
+        return None if self.best is None else finite(self.best[name])
 
     def to_json(self) -> dict[str, Any]:
         """The trial as it stands in `summary.json`."""
@@ -60,6 +64,7 @@ class TrialResult:
             "seconds": round(self.seconds, 3),
             "did": dict(self.did),
             **({"error": self.error} if self.error else {}),
+            **({"failures": list(self.failures)} if self.failures else {}),
         }
 
 
@@ -101,6 +106,7 @@ def trial_result(record: TrialRecord, metric: str, goal: Goal) -> TrialResult:
         seconds=record.seconds,
         did=did,
         error=record.error,
+        failures=tuple(record.failures),
     )
 
 
@@ -118,8 +124,9 @@ def rank(
     value = None if best is None else best.get(metric)
     if best is None or value is None:
         return True, True, 0.0, 0.0, 0, ""
-    cost = -value if goal == "maximize" else value
-    return status == "ERROR", False, cost, best.get("val_loss", 0.0), int(config.get("epochs", 0)), trial_id
+    cost = sortable(-value if goal == "maximize" else value)
+    loss = sortable(best.get("val_loss", 0.0))
+    return status == "ERROR", False, cost, loss, int(config.get("epochs", 0)), trial_id
 
 
 def leaderboard(results: Iterable[TrialResult], metric: str, goal: Goal) -> list[TrialResult]:
@@ -128,9 +135,11 @@ def leaderboard(results: Iterable[TrialResult], metric: str, goal: Goal) -> list
 
 
 def best_of(ranked: Sequence[TrialResult]) -> TrialResult | None:
-    """The best trial of a leaderboard; one that failed cannot be it."""
+    """The best trial of a leaderboard; one that failed cannot be it, nor one without a finite loss."""
     first = ranked[0] if ranked else None
-    return first if first is not None and first.best is not None and first.status != "ERROR" else None
+    if first is None or first.status == "ERROR" or first.metric("val_loss") is None:
+        return None
+    return first
 
 
 def best_to_json(best: TrialResult, test: TestResult | None, *, is_exported: bool = True) -> dict[str, Any]:

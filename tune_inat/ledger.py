@@ -28,6 +28,7 @@ class TrialRecord:
         correct: for each row which validation images were right, see `metrics.pack_correct`.
         started: when, in seconds since 1970; so are `reported`, of the last epoch, and `ended`.
         worker: the machine and process that it ran in.
+        failures: why earlier tries failed, of a trial that was tried again.
     """
 
     trial_id: str
@@ -43,6 +44,7 @@ class TrialRecord:
     reported: float | None = None
     ended: float | None = None
     worker: str | None = None
+    failures: list[str] = field(default_factory=list)
 
     @property
     def is_finished(self) -> bool:
@@ -88,6 +90,11 @@ class Ledger:
         """A trial reported an epoch, trained now or taken from the store."""
         event = {"event": "epoch", "trial_id": trial_id, "row": row, "trained": trained, "did": dict(did)}
         self._write({**event, "correct": correct, "worker": worker, "at": _now()}, is_sure=True)
+
+    def failure(self, trial_id: str, reason: str) -> None:
+        """A try of a trial failed, and there will be another one."""
+        event = {"event": "failure", "trial_id": trial_id, "reason": reason}
+        self._write({**event, "at": round(time.time(), 3)})
 
     def end(self, trial_id: str, status: Status, *, seconds: float, error: str | None = None) -> None:
         """A trial ended."""
@@ -138,9 +145,13 @@ class Ledger:
         trial_id = event["trial_id"]
         match event["event"]:
             case "start":
-                trained = self._records[trial_id].epochs_trained if trial_id in self._records else 0
+                before = self._records.get(trial_id)
                 self._records[trial_id] = TrialRecord(
-                    trial_id, event["config"], epochs_trained=trained, started=event.get("at")
+                    trial_id,
+                    event["config"],
+                    epochs_trained=before.epochs_trained if before is not None else 0,
+                    started=event.get("at"),
+                    failures=before.failures if before is not None and before.status is None else [],
                 )
             case "epoch":
                 record, row = self._records[trial_id], event["row"]
@@ -154,6 +165,8 @@ class Ledger:
                 record.did = did
                 record.worker = event.get("worker")
                 record.reported = event.get("at")
+            case "failure":
+                self._records[trial_id].failures.append(str(event["reason"]))
             case "end":
                 record, status, seconds = self._records[trial_id], event["status"], event["seconds"]
                 if event.get("epochs", len(record.rows)) != len(record.rows):

@@ -3,7 +3,7 @@
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,16 @@ from rich.segment import ControlType
 from rich.table import Column
 from rich.text import Text
 
+from tune_inat.board import Clock, TrialBoard
 from tune_inat.errors import printable
 from tune_inat.meter import Advance
 from tune_inat.notebook import Canvas, NotebookProgress, is_notebook, open_notebook_console
 from tune_inat.objective import DEFAULT_METRIC, Metric
-from tune_inat.standings import ENDED, LiveTrial, Standings
+from tune_inat.standings import Standings
 from tune_inat.tables import (
     MAX_RANKED,
-    LiveTable,
     amount,
     duration,
-    ended_line,
     estimate,
     leaderboard_table,
     number,
@@ -35,12 +34,9 @@ from tune_inat.tables import (
     rate,
 )
 
-DRAW_SECONDS = 0.5  # between two drawings of the trials; each takes 13 ms of a core that could train
 LOG_SECONDS = 10.0  # between two lines about a task, where there is no terminal
 TITLE_WIDTH, STATE_WIDTH, MIN_BAR, MAX_BAR = 28, 46, 6, 30  # columns of a task's line; the title's at least
 LOG_WIDTH = 200  # of tables that do not go to a terminal
-
-Clock = Callable[[], float]
 
 
 class Terminal:
@@ -106,7 +102,7 @@ class Terminal:
         n_earlier: int = 0,
         metric: Metric = DEFAULT_METRIC,
         costs: Mapping[str, float] | None = None,
-    ) -> Iterator["TrialBoard"]:
+    ) -> Iterator[TrialBoard]:
         """Show the trials of a search while they run: a live table, or a line for each that ends.
 
         Args:
@@ -117,14 +113,21 @@ class Terminal:
         standings = Standings(total=total, n_earlier=n_earlier, metric=metric, costs=costs or {})
         if self._is_notebook:
             canvas = Canvas()
-            yield TrialBoard(standings, self._clock, draw=canvas.draw)
-            canvas.close()
+            try:
+                yield TrialBoard(standings, self._clock, warn=self.warn, draw=canvas.draw)
+            finally:
+                canvas.close()
             return
         if not self._console.is_interactive:
-            yield TrialBoard(standings, self._clock, say=self.say)
+            yield TrialBoard(standings, self._clock, warn=self.warn, say=self.say)
             return
         with Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
-            board = TrialBoard(standings, self._clock, draw=lambda table: live.update(table, refresh=True))
+            board = TrialBoard(
+                standings,
+                self._clock,
+                warn=self.warn,
+                draw=lambda table: live.update(table, refresh=True),
+            )
             board.update([])
             yield board
 
@@ -177,9 +180,10 @@ class Terminal:
         self._print(self._results, "")
         for trial in trials:
             if trial["status"] == "ERROR":
-                self._result(
-                    f"Trial {trial['trial_id']} failed: {trial.get('error') or 'no reason given'}", "red"
-                )
+                reason = trial.get("error") or "no reason given"
+                n = 1 + len(trial.get("failures", ()))
+                tries = f" {n} times, at last" if n > 1 else ""
+                self._result(f"Trial {trial['trial_id']} failed{tries}: {reason}", "red")
         self._result(_effort(summary))
         if best is not None:
             score = f"val_accuracy {number(best['val_accuracy'])}"
@@ -273,40 +277,6 @@ class Terminal:
         if self._is_notebook:
             return NotebookProgress(*columns, console=self._console)
         return Progress(*columns, console=self._console, transient=True, redirect_stdout=False)
-
-
-class TrialBoard:
-    """Shows trials: at most twice a second as a table, or each that has ended as a line."""
-
-    def __init__(
-        self,
-        standings: Standings,
-        clock: Clock,
-        *,
-        draw: Callable[[LiveTable], None] | None = None,
-        say: Callable[[str], None] | None = None,
-    ) -> None:
-        self._standings = standings
-        self._clock = clock
-        self._draw = draw
-        self._say = say
-        self._started = clock()
-        self._drawn: float | None = None
-        self._told: set[str] = set()
-
-    def update(self, trials: Sequence[LiveTrial]) -> None:
-        """Show how all trials that have started stand now; may be called as often as one likes."""
-        now = self._clock()
-        self._standings.update(trials)
-        if self._draw is not None and (self._drawn is None or now - self._drawn >= DRAW_SECONDS):
-            self._drawn = now
-            self._draw(LiveTable(self._standings, now - self._started))
-        if self._say is not None:
-            for trial in trials:
-                if trial.status in ENDED and trial.trial_id not in self._told:
-                    self._told.add(trial.trial_id)
-                    n_done = self._standings.n_earlier + len(self._told)
-                    self._say(ended_line(self._standings, trial, n_done, now - self._started))
 
 
 class _Work:

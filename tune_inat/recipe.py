@@ -116,8 +116,12 @@ class Optimizer:
         for group, scale in zip(self._torch.param_groups, self._scales, strict=True):
             group["lr"] = lr * scale
         self._torch.step()
-        self._torch.zero_grad(set_to_none=True)
+        self.clear()
         return lr
+
+    def clear(self) -> None:
+        """Drop the gradients that are there."""
+        self._torch.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
         """The optimizer's tensors by `parameter-number/name`. Learning rates follow from the step."""
@@ -168,6 +172,23 @@ def training_loss(logits: Tensor, labels: Tensor, config: TrialConfig, weights: 
     )
 
 
+def share_of_loss(
+    logits: Tensor, labels: Tensor, part: slice, config: TrialConfig, weights: Tensor | None
+) -> Tensor:
+    """What a part of a batch adds to its mean loss (): the sum over all parts is `training_loss`.
+
+    Args:
+        logits: of the part, (p, K).
+        labels: of the whole batch, (n,). Their weights are what the mean is over, smoothed or not.
+    """
+    loss = training_loss(logits, labels[part], config, weights)
+    if len(logits) == len(labels):
+        return loss
+    if weights is None:
+        return loss * (len(logits) / len(labels))
+    return loss * (weights[labels[part]].sum() / weights[labels].sum())
+
+
 @dataclass(frozen=True)
 class Mix:
     """A pairing of a batch's images and the share that each keeps of itself."""
@@ -181,10 +202,12 @@ class Mix:
             features = features.float()
         return features.lerp(features[self.partner], 1 - self.share)
 
-    def loss(self, logits: Tensor, labels: Tensor, config: TrialConfig, weights: Tensor | None) -> Tensor:
-        """The mean () of the losses against both labels, weighted by their shares."""
-        own = training_loss(logits, labels, config, weights)
-        other = training_loss(logits, labels[self.partner], config, weights)
+    def share_of_loss(
+        self, logits: Tensor, labels: Tensor, part: slice, config: TrialConfig, weights: Tensor | None
+    ) -> Tensor:
+        """The mean () of the losses against both labels, weighted by their shares; see `share_of_loss`."""
+        own = share_of_loss(logits, labels, part, config, weights)
+        other = share_of_loss(logits, labels[self.partner], part, config, weights)
         return own * self.share + other * (1 - self.share)
 
 

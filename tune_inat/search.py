@@ -126,6 +126,7 @@ def main(
     gpus_per_trial: Annotated[str, _option("gpus_per_trial")] = "auto",
     cpus_per_trial: Annotated[int | None, _option("cpus_per_trial")] = None,
     max_concurrent: Annotated[int | None, _option("max_concurrent")] = None,
+    max_failures: Annotated[int, _option("max_failures")] = 1,
     precision: Annotated[str, _option("precision")] = "auto",
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SET_HELP)] = None,
     reuse: Annotated[bool, _option("reuse", "--reuse/--no-reuse")] = True,

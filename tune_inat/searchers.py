@@ -1,6 +1,5 @@
-"""Who trains next: leaders before their followers, the known trials of a plan or those Optuna proposes."""
+"""Where trials come from: the known ones of a plan, or those that Optuna proposes."""
 
-import json
 import math
 import sqlite3
 from collections.abc import Callable, Collection, Mapping
@@ -16,12 +15,10 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.trial import TrialState
-from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from tune_inat.distributions import Choice, Distribution, Rounded
 from tune_inat.ledger import TrialRecord
-from tune_inat.metrics import is_better
 from tune_inat.objective import Goal
 from tune_inat.plan import PlannedTrial
 from tune_inat.rows import best_row
@@ -79,6 +76,7 @@ class OptunaProposer:
         study: its name, as `name_study` gives it.
         earlier: finished trials of this space. Those that the study does not know, it is told of: the space
             has changed since, or a kill came between the ledger and the study.
+        failed: trials of this space that failed in an earlier run of the command: they are proposed first.
         n_trials: how many trials to propose.
         complete: makes a named trial of a point of the space.
         seed: of TPE. Trials that the study has already shift it, or the same points would come again.
@@ -91,6 +89,7 @@ class OptunaProposer:
         *,
         study: str,
         earlier: Collection[TrialRecord] = (),
+        failed: Collection[TrialRecord] = (),
         n_trials: int,
         seed: int,
         complete: Callable[[Mapping[str, Any]], PlannedTrial],
@@ -102,7 +101,7 @@ class OptunaProposer:
         self._metric = space.metric.name
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         storage = open_study_storage(folder / STUDY_FILE)
-        n_known = _bring_up_to_date(storage, study, space, earlier)
+        n_known = _bring_up_to_date(storage, study, space, earlier, failed)
         self._search = OptunaSearch(
             space=_dimensions(space),
             metric=self._metric,
@@ -167,9 +166,15 @@ def name_study(search_name: str, space: SearchSpace) -> str:
 
 
 def _bring_up_to_date(
-    storage: optuna.storages.BaseStorage, name: str, space: SearchSpace, earlier: Collection[TrialRecord]
+    storage: optuna.storages.BaseStorage,
+    name: str,
+    space: SearchSpace,
+    earlier: Collection[TrialRecord],
+    failed: Collection[TrialRecord],
 ) -> int:
-    """Tell a study what it does not know to be finished, and have what a kill left running proposed first.
+    """Tell a study what it does not know to be finished.
+
+    What a kill left running, and what failed, is proposed first.
 
     Returns:
         How many trials the study knows.
@@ -192,6 +197,16 @@ def _bring_up_to_date(
         study.tell(trial.number, state=TrialState.FAIL)
     for record in untold:
         study.add_trial(_completed(space, record))
+    queued = [
+        trial.system_attrs.get("fixed_params", {})
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    ]
+    ended = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    for record in failed:
+        suggested = (trial.params for trial in ended if _find([record], space, trial) is not None)
+        params = next(suggested, None) or _params(space, record)
+        if params not in queued:
+            study.enqueue_trial(params)
     return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)))
 
 
@@ -220,13 +235,18 @@ def _completed(space: SearchSpace, record: TrialRecord) -> optuna.trial.FrozenTr
     name, goal = space.metric.name, space.metric.goal
     return optuna.trial.create_trial(
         value=best_row(record.rows, name, goal)[name],
-        params={
-            _optuna_name(parameter, distribution): _to_optuna(distribution, record.config[parameter])
-            for parameter, distribution in space.parameters.items()
-        },
+        params=_params(space, record),
         distributions=_dimensions(space),
         intermediate_values={int(row["epoch"]): row[name] for row in record.rows},
     )
+
+
+def _params(space: SearchSpace, record: TrialRecord) -> dict[str, Any]:
+    """What Optuna would have suggested for a trial."""
+    return {
+        _optuna_name(parameter, distribution): _to_optuna(distribution, record.config[parameter])
+        for parameter, distribution in space.parameters.items()
+    }
 
 
 def _to_optuna(distribution: Distribution, value: Any) -> Any:
@@ -294,111 +314,3 @@ def _point(space: SearchSpace, suggested: Mapping[str, Any]) -> dict[str, Any]:
 def tune_mode(goal: Goal) -> str:
     """Ray's word for a goal."""
     return "max" if goal == "maximize" else "min"
-
-
-class FamilySearcher(Searcher):
-    """Hands trials to Tune so that of each family the longest trains first and alone.
-
-    A follower is handed out when no trial of its family runs: then the epochs it shares are in the store,
-    and it replays them. If its leader was stopped early, it goes on from there.
-
-    Args:
-        n_ahead: how many trials to know beforehand: all of a plan, one of Optuna's.
-        reuse: without it no trial has anything to wait for.
-        is_over: whether the search is being ended. Then no more trials are handed out, and of one that ends
-            short its proposer is not told, so that it comes again when the search goes on.
-    """
-
-    def __init__(
-        self,
-        proposer: Proposer,
-        *,
-        metric: str,
-        goal: Goal,
-        n_ahead: int,
-        reuse: bool = True,
-        is_over: Callable[[], bool] = lambda: False,
-    ) -> None:
-        super().__init__(metric=metric, mode=tune_mode(goal))
-        self._proposer = proposer
-        self._n_ahead = n_ahead
-        self._goal = goal
-        self._reuse = reuse
-        self._is_over = is_over
-        self._waiting: list[PlannedTrial] = []
-        self._running: dict[str, PlannedTrial] = {}  # by Ray's id
-        self._best: dict[str, float] = {}
-        self._last_epoch: dict[str, int] = {}
-        self._untold: list[tuple[PlannedTrial, float | None]] = []  # trials that ended, with their best value
-
-    def suggest(  # type: ignore[override]  # Ray leaves FINISHED out of its types
-        self, trial_id: str
-    ) -> dict[str, Any] | str | None:
-        """Tune's question for one more trial: its config, `None` for "not now", or FINISHED."""
-        if self._is_over():
-            return Searcher.FINISHED
-        self.tell_ends()
-        self._fill()
-        trial = next((trial for trial in self._waiting if self._is_ready(trial)), None)
-        if trial is None:
-            return None if self._waiting or self._running else Searcher.FINISHED
-        self._waiting.remove(trial)
-        self._running[trial_id] = trial
-        return {"trial_id": trial.trial_id, "params": trial.config.model_dump()}
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """An epoch's report."""
-        trial, value, epoch = self._running[trial_id], float(result[self.metric]), int(result["epoch"])
-        if epoch <= self._last_epoch.get(trial_id, 0):
-            return
-        self._last_epoch[trial_id] = epoch
-        best = self._best.get(trial_id)
-        if best is None or is_better(value, best, self._goal):
-            self._best[trial_id] = value
-        self._proposer.on_result(trial, epoch, value)
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """A trial's end, whatever its reason. Of a report that ended it, Tune tells only here.
-
-        The proposer learns of it by `tell_ends`.
-        """
-        if result is not None and self.metric in result and "epoch" in result:
-            self.on_trial_result(trial_id, result)
-        trial = self._running.pop(trial_id)
-        last_epoch = self._last_epoch.pop(trial_id, 0)
-        best = self._best.pop(trial_id, None)
-        if not error and last_epoch < trial.config.epochs and self._is_over():
-            return
-        self._untold.append((trial, None if error else best))
-
-    def tell_ends(self) -> None:
-        """Tell the proposer which trials have ended: after the ledger, so that a kill in between loses none.
-
-        What the ledger has and a study lacks, the study is told later; a trial that only the study has would
-        count there and not in the search.
-        """
-        while self._untold:
-            self._proposer.on_end(*self._untold.pop(0))
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: a search is taken up from its ledger, not from Tune's snapshots."""
-        Path(checkpoint_path).write_text(json.dumps({}))
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing, likewise."""
-
-    def _fill(self) -> None:
-        while len(self._waiting) < self._n_ahead and (trial := self._proposer.propose()) is not None:
-            self._waiting.append(trial)
-
-    def _is_ready(self, trial: PlannedTrial) -> bool:
-        if not self._reuse:
-            return True
-        if any(running.family_key == trial.family_key for running in self._running.values()):
-            return False
-        return not any(
-            other.family_key == trial.family_key and other.config.epochs > trial.config.epochs
-            for other in self._waiting
-        )

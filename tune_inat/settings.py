@@ -40,6 +40,7 @@ class SearchSettings(BaseModel):
     )
     cpus_per_trial: int | None = Field(None, ge=1, description="CPU cores of a trial")
     max_concurrent: int | None = Field(None, ge=1, description="how many trials run at a time")
+    max_failures: int = Field(1, ge=0, description="how often a trial that fails is tried again")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto takes what is faster")
     overrides: Mapping[str, Any] = Field(default_factory=dict, description="values that all trials share")
     reuse: bool = Field(True, description="share work between trials, and with earlier searches")

@@ -12,7 +12,10 @@ ENDED = frozenset({"TERMINATED", "STOPPED", "SKIPPED", "ERROR"})
 
 
 class LiveTrial(Protocol):
-    """A trial as Ray Tune sees it now. `row` is its last report; `status` is one of Ray's words."""
+    """A trial as Ray Tune sees it now.
+
+    `row` is its last report; `status` is one of Ray's words; `failures` says why earlier tries failed.
+    """
 
     @property
     def trial_id(self) -> str: ...
@@ -24,6 +27,8 @@ class LiveTrial(Protocol):
     def row(self) -> Mapping[str, Any] | None: ...
     @property
     def seconds(self) -> float: ...
+    @property
+    def failures(self) -> Sequence[str]: ...
 
 
 @dataclass
@@ -140,3 +145,8 @@ def epochs_done(trial: LiveTrial) -> int:
 def epochs_asked(trial: LiveTrial) -> int:
     """The epochs that a trial will have if nothing stops it."""
     return int(trial.config["epochs"])
+
+
+def tries(trial: LiveTrial) -> int:
+    """Which try of a trial this is, from 1; of one that has ended, how many it took."""
+    return len(trial.failures) + (trial.status != "ERROR")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tune_inat.disk import check_room, make_folder, sync, writing
 from tune_inat.errors import ResourceError
+from tune_inat.life import sign
 from tune_inat.rows import Row
 from tune_inat.store import FAMILY_RECORD, family_lock, hash_of, write_atomically
 
@@ -65,6 +66,7 @@ class FamilyStates:
                 with suppress(Timeout):
                     lock.acquire(timeout=LOOK_SECONDS)
                     break
+                sign()  # to wait for who holds it is no hang
                 look()
         try:
             with writing(self.folder):

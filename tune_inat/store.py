@@ -19,6 +19,7 @@ from platformdirs import user_cache_path
 
 from tune_inat.disk import make_folder, size_of, sync, writing
 from tune_inat.errors import ResourceError
+from tune_inat.life import acquire
 from tune_inat.private import make_private
 
 CACHE_VARIABLE = "TUNE_INAT_CACHE"
@@ -215,7 +216,7 @@ class Store:
         make_folder(path.parent)
         lock = FileLock(path)
         with writing(path):
-            lock.acquire()
+            acquire(lock)
         try:
             yield
         finally:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tune_inat.errors import printable
-from tune_inat.standings import LiveTrial, Standings, epochs_asked, epochs_done
+from tune_inat.standings import LiveTrial, Standings, epochs_asked, epochs_done, tries
 
 MAX_RUNNING = 16  # rows of a live table
 MAX_LEADERS = 3
@@ -43,8 +43,9 @@ class LiveTable:
         table = _new_table()
         table.add_column("trial", no_wrap=True)
         bar = EPOCH_BAR if options.max_width >= NARROW else MIN_BAR
-        room = options.max_width - (8 + bar + 5 + 8 + 9 + 5 * GAP)
         shown = (*visible, *leaders)
+        done = max(len(_how_far(trial)) for trial in shown)
+        room = options.max_width - (8 + bar + max(5, done) + 8 + 9 + 5 * GAP)
         names = _fitting(
             {name: [short(t.config[name]) for t in shown] for name in standings.varied_names}, room
         )
@@ -92,7 +93,7 @@ class LiveTable:
             Text(printable(trial.trial_id)),
             *(Text(short(trial.config[name])) for name in names),
             _bar(asked, done, bar),
-            Text(f"{done}/{asked}"),
+            Text(_how_far(trial)),
             Text(number(value)),
             Text(duration(trial.seconds)),
         ]
@@ -105,6 +106,8 @@ def ended_line(standings: Standings, trial: LiveTrial, n_done: int, elapsed: flo
     said = [f"{trial.status} after {done} of {asked} epochs", duration(trial.seconds)]
     if best is not None:
         said.insert(1, f"{standings.metric.name} {number(best)}")
+    if tries(trial) > 1:
+        said.append(f"{tries(trial)} tries")
     said += [f"{name} {short(trial.config[name])}" for name in standings.varied_names]
     left = standings.seconds_left(elapsed)
     if left is not None and n_done < standings.total:
@@ -265,6 +268,12 @@ def short(value: Any) -> str:
     """A parameter's value in few characters, safe for a terminal."""
     text = f"{value:.3g}" if isinstance(value, float) else printable(str(value)).replace("\n", " ")
     return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 3]}..."
+
+
+def _how_far(trial: LiveTrial) -> str:
+    """`3/5`, and which try it is where one has failed."""
+    epochs = f"{epochs_done(trial)}/{epochs_asked(trial)}"
+    return f"{epochs} try {tries(trial)}" if tries(trial) > 1 else epochs
 
 
 def _bar(total: int, done: int, width: int) -> ProgressBar:

@@ -18,6 +18,7 @@ from ray.air.integrations.wandb import WandbLoggerCallback
 from ray.tune.result import AUTO_RESULT_KEYS, DEBUG_METRICS
 
 from tune_inat.ledger import TrialRecord
+from tune_inat.tries import Tries
 from tune_inat.wandb_charts import BestTrial
 from tune_inat.wandb_runs import DONE, FAILED, INTERRUPTED, RunStart, SearchRecord
 from tune_inat.wandb_writer import Patience, RunWriter
@@ -69,6 +70,7 @@ class WandbTracker(WandbLoggerCallback):
         work: a hash of what the trials are about, images above all: the same trial id in a search of the same
             name on other images is another run.
         is_over: whether the search is being ended, by time or Ctrl-C: what ends short then was interrupted.
+        tries: which trials that fail are tried again: such a trial's run goes on.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class WandbTracker(WandbLoggerCallback):
         excludes: Sequence[str] = (),
         work: str = "",
         is_over: Callable[[], bool] = _never,
+        tries: Tries | None = None,
         patience: Patience = DEFAULT_PATIENCE,
     ) -> None:
         super().__init__(project=project, group=group, excludes=list(excludes))
@@ -97,6 +100,7 @@ class WandbTracker(WandbLoggerCallback):
         self._trained = dict(trained_before or {})  # epochs by trial, as they are trained
         self._work = work
         self._is_over = is_over
+        self._tries = tries or Tries()
         self._patience = patience
         self._writer: RunWriter | None = None
         self._notices: list[str] = []
@@ -147,9 +151,14 @@ class WandbTracker(WandbLoggerCallback):
         """Nothing: checkpoints stay in the search's own storage."""
 
     def log_trial_end(self, trial: TrialLike, failed: bool = False) -> None:
-        """Close the trial's run; a trial may fail before it has started."""
+        """Close the trial's run, unless it is tried again; a trial may fail before it has started."""
+        trial_id = trial.config["trial_id"]
         self.log_trial_start(trial)
-        run_id = self._run_id(trial.config["trial_id"])
+        has_given_up = self._tries.has_given_up(trial_id)
+        if failed and self._tries.n_failed(trial_id) and not has_given_up:
+            return
+        failed = failed or has_given_up
+        run_id = self._run_id(trial_id)
         is_short = self._open.pop(run_id) < trial.config["params"]["epochs"]
         exit_code = FAILED if failed else INTERRUPTED if is_short and self._is_over() else DONE
         self._put(partial(RunWriter.end, run_id=run_id, exit_code=exit_code))

@@ -1,9 +1,11 @@
 """One trial: the freeze-and-fine-tune loop. It is a pure function of its configuration and its inputs."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,19 +16,15 @@ from torch import Tensor
 from tune_inat.config import TrialConfig
 from tune_inat.freeze import load_trainable_state, trainable_state
 from tune_inat.frozen import threads
+from tune_inat.life import sign
 from tune_inat.metrics import evaluate, pack_correct
+from tune_inat.micro_batches import MicroBatches
 from tune_inat.network import Network
-from tune_inat.recipe import (
-    Optimizer,
-    batches,
-    class_weights,
-    draw_epoch,
-    draw_mix,
-    training_loss,
-)
+from tune_inat.recipe import Optimizer, batches, draw_epoch
 from tune_inat.rows import Row, best_row
 from tune_inat.sources import Source, batches_ahead, batches_in_turn
 from tune_inat.states import FamilyStates, to_cpu
+from tune_inat.steps import Step
 from tune_inat.workbench import Workbench
 
 # Images in a pass of what trains, in validation: on a CPU, more than these do not stay in its cache.
@@ -148,12 +146,10 @@ def _train_onwards(
     first = trainer.resume(states, up_to=len(states.record().rows))
     goal, metric = bench.job.goal, bench.job.metric
 
-    did = trainer.did  # asked in this thread, whose number of threads it tells
-
-    def keep(row: Row, correct: str, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
-        epoch = int(row["epoch"])
+    def keep(report: EpochReport, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
+        epoch = int(report.row["epoch"])
         states.save(epoch, weights, optimizer)
-        rows = states.append(row, did, correct)[:epoch]
+        rows = states.append(report.row, report.did, report.correct)[:epoch]
         best = {int(best_row(rows[:horizon], metric, goal)["epoch"]) for horizon in horizons}
         states.prune(resume_epochs={epoch}, weight_epochs=best)
 
@@ -173,9 +169,9 @@ def _train_onwards(
         for epoch in range(first + 1, config.epochs + 1):
             row = trainer.train_epoch(epoch, look)
             report_written(wait=True)
-            correct = trainer.correct
-            written = writer.submit(keep, row, correct, trainer.weights(), trainer.optimizer_state())
-            unreported.append((written, EpochReport(row, trained=True, did=did, correct=correct)))
+            progress = EpochReport(row, trained=True, did=trainer.did, correct=trainer.correct)
+            written = writer.submit(keep, progress, trainer.weights(), trainer.optimizer_state())
+            unreported.append((written, progress))
         report_written(wait=True)
 
 
@@ -197,13 +193,13 @@ class Trainer:
         self._val = bench.source(self.network, config, "val")
         labels = bench.job.data.train.labels
         self._labels = torch.from_numpy(labels).to(self._device)
-        weights = class_weights(config, labels, len(bench.job.data.classes))
-        self._class_weights = None if weights is None else weights.to(self._device)
         self._optimizer = Optimizer(config, self.network.trainable, self.network.block_of)
+        self._step = Step(bench, config, self.network, labels=self._labels, undo=self._optimizer.clear)
 
     @property
     def did(self) -> dict[str, Any]:
-        """What is really done: what trains, where the network is cut, in which precision."""
+        """What is really done: what trains, where the network is cut, in which precision, in which parts."""
+        n_parts = self._step.n_parts
         return {
             "trainable_tensors": len(self.network.trainable),
             "trainable_parameters": sum(p.numel() for p in self.network.trainable.values()),
@@ -211,6 +207,7 @@ class Trainer:
             "precision": self._job.precision,
             "device": self._device.type,
             "threads": torch.get_num_threads(),
+            **({"micro_batches": n_parts} if n_parts > 1 else {}),
         }
 
     def resume(self, states: FamilyStates, *, up_to: int) -> int:
@@ -246,12 +243,12 @@ class Trainer:
         steps = batches(draws.order, config.batch_size)
         rates: list[float] = []
         for number, (picked, features) in enumerate(zip(steps, self._batches(steps, epoch), strict=True)):
+            sign()
             if is_interrupted():
                 raise InterruptedTrialError
-            loss, correct = self._forward(features, picked, epoch, number)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            loss, correct = self._step.add_gradients(features, picked, epoch, number)
             rates.append(self._optimizer.step((epoch - 1) * len(steps) + number, len(steps)))
-            losses.append(loss.detach())
+            losses.append(loss)
             n_correct += correct
         sizes = torch.tensor([len(picked) for picked in steps], dtype=torch.float64)
         train_loss = _mean_loss(torch.stack(losses).double().cpu(), sizes, epoch)
@@ -263,7 +260,7 @@ class Trainer:
             )
         validation = evaluate(logits, self._job.data.val.labels)
         self.correct = pack_correct(logits.argmax(axis=1) == self._job.data.val.labels)
-        return {
+        row = {
             "epoch": epoch,
             "train_loss": train_loss,
             "train_accuracy": int(n_correct) / len(self._labels),
@@ -275,34 +272,31 @@ class Trainer:
             "train_seconds": train_seconds,
             "epoch_seconds": time.perf_counter() - started,
         }
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise NonFiniteLossError(f"epoch {epoch}: {name} is {value}")
+        return row
 
     def _batches(self, steps: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
         read = batches_ahead if self._device.type == "cuda" else batches_in_turn
         return read(self._train, steps, epoch)
 
-    def _forward(self, features: Tensor, picked: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """The loss () of a step and how many images () the network, as it is, gets right."""
-        labels = self._labels[picked.to(self._device)]
-        mix = draw_mix(self._config, epoch, step, len(picked), self._device)
-        if mix is not None:
-            features = mix.features(features)
-        with self._bench.autocast():
-            logits = self.network.suffix(features)
-        if mix is None:
-            loss = training_loss(logits, labels, self._config, self._class_weights)
-        else:
-            loss = mix.loss(logits, labels, self._config, self._class_weights)
-        return loss, (logits.detach().argmax(dim=1) == labels).sum()
-
 
 def predict(bench: Workbench, network: Network, source: Source, n: int) -> npt.NDArray[np.float32]:
-    """The logits (n, K) float32 of images 0..n-1 of a source."""
+    """The logits (n, K) float32 of images 0..n-1 of a source; fewer at a time where memory runs out."""
     network.suffix.eval()
-    parts = []
+    parts: list[Tensor] = []
+    micro_batches = MicroBatches()
     with torch.no_grad(), bench.autocast():
         for picked in torch.split(torch.arange(n), EVALUATION_BATCH_SIZE[bench.device.type]):
-            parts.append(network.suffix(source.take(picked, 0)).float())
+            sign()
+            parts += micro_batches.run(len(picked), partial(_logits, network, source, picked))
     logits: npt.NDArray[np.float32] = torch.cat(parts).cpu().numpy()
+    return logits
+
+
+def _logits(network: Network, source: Source, picked: Tensor, part: slice) -> Tensor:
+    logits: Tensor = network.suffix(source.take(picked[part], 0)).float()
     return logits
 
 

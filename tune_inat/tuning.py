@@ -5,68 +5,40 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ray import cloudpickle, tune
-from ray.exceptions import RayActorError, RayTaskError
+from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import ConcurrencyLimiter
 
 from tune_inat.config import TrialConfig
 from tune_inat.devices import Devices
+from tune_inat.ending import Ending
+from tune_inat.errors import UserError
+from tune_inat.families import FAILURE, FamilySearcher
+from tune_inat.hangs import SIGN_SECONDS, HangWatch
 from tune_inat.interrupts import interruptible
 from tune_inat.job import Job
 from tune_inat.leaderboard import Effort
-from tune_inat.ledger import Ledger, Status, TrialRecord
+from tune_inat.ledger import Ledger, TrialRecord
+from tune_inat.life import heard_by
 from tune_inat.metrics import is_better
 from tune_inat.objective import Metric
 from tune_inat.plan import PlannedTrial
 from tune_inat.rows import Row
 from tune_inat.scratch import scratch_folder
-from tune_inat.searchers import FamilySearcher, PlannedProposer, Proposer, tune_mode
+from tune_inat.searchers import PlannedProposer, Proposer, tune_mode
 from tune_inat.sweep import EarlyStopping
-from tune_inat.trial import ROW_NAMES, EpochReport, InterruptedTrialError, run_trial
+from tune_inat.trial import EpochReport, InterruptedTrialError, NonFiniteLossError, run_trial
+from tune_inat.tries import Tries
+from tune_inat.watcher import LiveTrial, Watcher
 from tune_inat.workbench import Workbench, open_worker_bench
 
 RUNG_METRIC = "rung_metric"
-ERROR_PICKLE, ERROR_TEXT = "error.pkl", "error.txt"  # what Tune writes of a trial that failed
-MAX_REASON = 500  # characters
 GRACE_SECONDS = 1.5  # after Ctrl-C, for trials to end by themselves
-
-
-class Ending:
-    """Says when a search is to end before its trials do: when its time is up, or after Ctrl-C.
-
-    Args:
-        max_seconds: from `begin` on.
-    """
-
-    def __init__(self, max_seconds: float | None = None) -> None:
-        self.max_seconds = max_seconds
-        self.is_interrupted = False
-        self.settle: Callable[[], None] = lambda: None  # to be called when Tune has ended its trials
-        self._deadline: float | None = None
-
-    def begin(self) -> None:
-        """The trials begin: the clock runs from now on."""
-        if self.max_seconds is not None:
-            self._deadline = time.monotonic() + self.max_seconds
-
-    def is_over(self) -> bool:
-        """Whether trials that run now are to end."""
-        return self.is_interrupted or (self._deadline is not None and time.monotonic() >= self._deadline)
-
-
-@dataclass(frozen=True)
-class LiveTrial:
-    """A trial as it stands now. `row` is its last report; `status` Ray's word, and ours when it has ended."""
-
-    trial_id: str
-    config: Mapping[str, Any]
-    status: str
-    row: Mapping[str, Any] | None
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -94,6 +66,8 @@ class TrialRun:
         longest: the most epochs that any trial asks for.
         finished: what earlier runs of the command have finished, for early stopping to compare with.
         ending: when it says so, the trials that run are ended and no more are started.
+        tries: how often a trial that fails is tried again.
+        trial_seconds: what a trial should take, by its id, where that is known.
     """
 
     job: Job
@@ -104,6 +78,8 @@ class TrialRun:
     longest: int
     finished: Collection[TrialRecord]
     ending: Ending
+    tries: Tries = field(default_factory=Tries)
+    trial_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def run_trials(
@@ -129,16 +105,28 @@ def run_trials(
             run.early_stopping, run.longest, Metric(job.metric, job.goal), finished=run.finished
         )
         ending.begin()
-        n_ahead = run.n_trials if isinstance(proposer, PlannedProposer) else 1
         searcher = FamilySearcher(
             proposer,
             metric=job.metric,
             goal=job.goal,
-            n_ahead=n_ahead,
+            n_ahead=run.n_trials if isinstance(proposer, PlannedProposer) else 1,
+            max_concurrent=devices.max_concurrent,
             reuse=job.reuse,
+            tries=run.tries,
             is_over=ending.is_over,
         )
-        watcher = Watcher(ledger, observer, effort, ending, stop_file, on_ends=searcher.tell_ends)
+        limited = ConcurrencyLimiter(searcher, devices.max_concurrent)
+        watcher = Watcher(
+            ledger,
+            observer,
+            effort,
+            ending,
+            stop_file=stop_file,
+            searcher=searcher,
+            give_up_try=partial(limited.on_trial_complete, error=True),
+            tries=run.tries,
+            hangs=HangWatch(run.trial_seconds),
+        )
         share = WorkerShare(job, run.horizons, run.early_stopping, stop_file, str(scratch))
         trainable = tune.with_resources(
             tune.with_parameters(_train, share=share),
@@ -147,10 +135,9 @@ def run_trials(
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=searcher,
+                search_alg=limited,
                 scheduler=scheduler,
-                num_samples=run.n_trials,
-                max_concurrent_trials=devices.max_concurrent,
+                num_samples=run.n_trials * (1 + run.tries.max_failures),  # each try is one to Tune
                 reuse_actors=True,  # its own time_budget_s goes by the clock on the wall, which may jump
             ),
             run_config=tune.RunConfig(
@@ -243,7 +230,6 @@ _benches: dict[str, Workbench] = {}  # of this worker process: one search at a t
 def _train(config: dict[str, Any], share: WorkerShare) -> None:
     """The trainable, in a worker process of Ray that is used again for trial after trial."""
     planned = PlannedTrial(config["trial_id"], TrialConfig(**config["params"]))
-    bench = _bench_of(share)
     rung_metric = RungMetric(Metric(share.job.metric, share.job.goal), share.early_stopping)
 
     def report(progress: EpochReport) -> None:
@@ -254,18 +240,36 @@ def _train(config: dict[str, Any], share: WorkerShare) -> None:
                 "did": dict(progress.did),
                 "trained": progress.trained,
                 "correct": progress.correct,
-                "work": asdict(bench.take_work()),
+                "work": asdict(_bench_of(share).take_work()),
             }
         )
 
-    with suppress(InterruptedTrialError):  # the watcher sees that the search is over
-        run_trial(
-            bench,
-            planned.config,
-            horizons=share.horizons.get(planned.family_key, ()),
-            report=report,
-            is_interrupted=share.stop_file.exists,
-        )
+    with heard_by(Pulse()), suppress(InterruptedTrialError):  # the watcher sees that the search is over
+        try:
+            run_trial(
+                _bench_of(share),
+                planned.config,
+                horizons=share.horizons.get(planned.family_key, ()),
+                report=report,
+                is_interrupted=share.stop_file.exists,
+            )
+        except NonFiniteLossError as error:  # what is as sure to fail again is reported, not raised:
+            tune.report({FAILURE: f"NonFiniteLossError: {error}. A lower lr may help."})
+        except UserError as error:  # then Ray goes on with this process, and nobody tries again
+            tune.report({FAILURE: " ".join(error.problems)})
+
+
+class Pulse:
+    """Tells Tune now and then that a trial is alive, between its epochs."""
+
+    def __init__(self) -> None:
+        self._told = time.monotonic()
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self._told >= SIGN_SECONDS:
+            self._told = now
+            tune.report({"alive": True})
 
 
 class RungMetric:
@@ -289,136 +293,3 @@ def _bench_of(share: WorkerShare) -> Workbench:
         _benches.clear()
         _benches[share.search_id] = open_worker_bench(share.job)
     return _benches[share.search_id]
-
-
-def read_reason(folder: Path) -> str:
-    """Why a trial failed, from what Tune left in the trial's folder on this machine.
-
-    (Ray 2.60's own `Trial.get_pickled_error` looks in the storage, where it is not yet.)
-    """
-    error, text = None, ""
-    with suppress(OSError):
-        text = _last_line((folder / ERROR_TEXT).read_text(errors="replace"))
-    with suppress(Exception):  # what cannot be unpickled here still has its text
-        error = cloudpickle.loads((folder / ERROR_PICKLE).read_bytes())
-    if isinstance(error, RayTaskError):
-        return _cut_short(f"{type(error.cause).__name__}: {error.cause}")
-    if text and not isinstance(error, RayActorError):
-        return _cut_short(text)
-    return _cut_short(": ".join(filter(None, ["the process of the trial died", text])))
-
-
-def _cut_short(text: str) -> str:
-    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}..."
-
-
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
-
-
-class Watcher(tune.Callback):
-    """Writes what Tune reports to the ledger, and shows it. After that, `on_ends` is called for each end.
-
-    Tune pickles its callbacks into its snapshots. Nothing is read from those: the watcher leaves no state.
-    """
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        observer: Callable[[Sequence[LiveTrial]], None],
-        effort: Effort,
-        ending: Ending,
-        stop_file: Path,
-        *,
-        on_ends: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._on_ends = on_ends
-        self._ledger = ledger
-        self._observer = observer
-        self._effort = effort
-        self._ending = ending
-        self._stop_file = stop_file
-        self._started: dict[str, float] = {}
-        self._ended: dict[str, float] = {}
-        self._statuses: dict[str, Status] = {}
-        self._final: dict[str, LiveTrial] = {}  # of trials that have ended: of thousands, few change
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial starts."""
-        self._started[trial.trial_id] = time.monotonic()
-        self._ledger.start(trial.config["trial_id"], trial.config["params"])
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """A trial reported an epoch."""
-        row = {name: result[name] for name in ROW_NAMES}
-        trained, did, work = result["trained"], result["did"], result["work"]
-        self._ledger.epoch(
-            trial.config["trial_id"],
-            row,
-            trained=trained,
-            did=did,
-            correct=result["correct"],
-            worker=f"{result['hostname']} {result['pid']}",
-        )
-        self._effort.epochs_trained += int(trained)
-        self._effort.prefix_images += work["prefix_images"]
-        self._effort.pixels_decoded += work["pixels_decoded"]
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial ended by itself, or was stopped: by the scheduler, or because the search is over."""
-        last = int((trial.last_result or {}).get("epoch", 0))
-        status: Status = "TERMINATED"
-        if last < trial.config["params"]["epochs"]:
-            status = "SKIPPED" if self._ending.is_over() else "STOPPED"
-        self._end(trial, status)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial failed, perhaps before it started: then Tune has not spoken of it yet."""
-        if trial.trial_id not in self._started:
-            self.on_trial_start(iteration, trials, trial)
-        self._end(trial, "ERROR", read_reason(Path(trial.local_path)))
-
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Tune's loop came round: several times a second."""
-        if self._ending.is_over():
-            self._stop_file.touch()  # Tune's own way lets the epoch in progress come to its end
-        self._observer([self._live(trial) for trial in trials if trial.trial_id in self._started])
-
-    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """Tune has ended its trials; what other callbacks have to end is theirs."""
-        self._ending.settle()
-
-    def _end(self, trial: Any, status: Status, error: str | None = None) -> None:
-        self._ended[trial.trial_id] = time.monotonic()
-        self._statuses[trial.trial_id] = status
-        self._ledger.end(
-            trial.config["trial_id"],
-            status,
-            seconds=self._seconds(trial),
-            error=error,
-        )
-        self._on_ends()
-
-    def _seconds(self, trial: Any) -> float:
-        end = self._ended.get(trial.trial_id, time.monotonic())
-        return end - self._started[trial.trial_id]
-
-    def _live(self, trial: Any) -> LiveTrial:
-        known = self._final.get(trial.trial_id)
-        if known is not None:
-            return known
-        live = LiveTrial(
-            trial_id=trial.config["trial_id"],
-            config=trial.config["params"],
-            status=self._statuses.get(trial.trial_id, trial.status),
-            row=trial.last_result or None,
-            seconds=self._seconds(trial),
-        )
-        if trial.trial_id in self._statuses:
-            self._final[trial.trial_id] = live
-        return live

@@ -21,7 +21,8 @@ from tune_inat.features import CutFeatures, Rows, has_features, load_features, o
 from tune_inat.graph import INPUT
 from tune_inat.images import Pixels, View, decode_batch, load_pixels, pixels_key
 from tune_inat.job import Job
-from tune_inat.meter import Meter, SilentMeter
+from tune_inat.life import SigningMeter
+from tune_inat.meter import Meter
 from tune_inat.network import LoadedBackbone, Network
 from tune_inat.places import at_this_host
 from tune_inat.recipe import recipe_key
@@ -332,7 +333,7 @@ def open_worker_bench(job: Job) -> Workbench:
     device = _open_device(job.device)
     if device.type == "cuda" and job.memory_fraction is not None:
         torch.cuda.set_per_process_memory_fraction(job.memory_fraction * GPU_SHARE_FOR_TRIALS, device)
-    return Workbench(job, device, SilentMeter())
+    return Workbench(job, device, SigningMeter())
 
 
 def open_driver_bench(job: Job, meter: Meter) -> Workbench:

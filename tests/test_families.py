@@ -1,0 +1,149 @@
+"""Who trains next: leaders before their followers, and what failed before all others."""
+
+from typing import Any
+
+import pytest
+from ray.tune.search import Searcher
+
+from tune_inat.families import FAILURE, FamilySearcher
+from tune_inat.plan import PlannedTrial, make_plan
+from tune_inat.searchers import PlannedProposer
+from tune_inat.space import load_space
+from tune_inat.tries import Tries
+
+
+class Told(PlannedProposer):
+    """A plan that remembers what it is told."""
+
+    def __init__(self, trials: tuple[PlannedTrial, ...]) -> None:
+        super().__init__(trials)
+        self.results: list[tuple[str, int]] = []
+        self.ends: dict[str, float | None] = {}
+
+    def on_result(self, trial: PlannedTrial, epoch: int, value: float) -> None:
+        self.results.append((trial.trial_id, epoch))
+
+    def on_end(self, trial: PlannedTrial, value: float | None) -> None:
+        self.ends[trial.trial_id] = value
+
+
+def searcher_of(
+    trials: tuple[PlannedTrial, ...], *, proposer: PlannedProposer | None = None, **options: Any
+) -> FamilySearcher:
+    return FamilySearcher(
+        proposer or PlannedProposer(trials),
+        metric="val_accuracy",
+        goal="maximize",
+        n_ahead=len(trials),
+        **options,
+    )
+
+
+def grid_of_four() -> tuple[PlannedTrial, ...]:
+    return make_plan(load_space("grid"), {"batch_size": 32}, n_trials=None, seed=0).trials[:4]
+
+
+def run_all(searcher: FamilySearcher, n_concurrent: int) -> list[dict[str, Any]]:
+    """Start trials as slots come free, the oldest ending first; returns their parameters as started."""
+    started: list[dict[str, Any]] = []
+    running: list[str] = []
+    while True:
+        suggestion = searcher.suggest(f"ray-{len(started)}") if len(running) < n_concurrent else None
+        if suggestion == Searcher.FINISHED:
+            return started
+        if isinstance(suggestion, dict):
+            running.append(f"ray-{len(started)}")
+            started.append(suggestion["params"])
+        else:
+            assert running, "nothing runs and nothing is started"
+            searcher.on_trial_complete(running.pop(0), {"val_accuracy": 0.5})
+
+
+@pytest.mark.parametrize("n_concurrent", [1, 2, 5])
+def test_every_trial_of_the_grid_is_started_once_and_leaders_first(n_concurrent: int) -> None:
+    plan = make_plan(load_space("grid"), {}, n_trials=None, seed=0)
+    started = run_all(searcher_of(plan.trials), n_concurrent)
+    assert sorted(map(repr, started)) == sorted(repr(trial.config.model_dump()) for trial in plan.trials)
+    seen: set[tuple[float, int]] = set()
+    for params in started:
+        family = (params["freeze"], params["batch_size"])
+        assert params["epochs"] == 7 or family in seen
+        seen.add(family)
+
+
+def test_follower_waits_for_the_end_of_its_leader() -> None:
+    plan = make_plan(load_space("grid"), {"batch_size": 32}, n_trials=None, seed=0)
+    family = tuple(t for t in plan.trials if t.config.freeze == 0.7 and t.config.batch_size == 32)
+    searcher = searcher_of(family)
+    leader = searcher.suggest("1")
+    assert isinstance(leader, dict)
+    assert leader["params"]["epochs"] == 7
+    assert searcher.suggest("2") is None
+    searcher.on_trial_complete("1", {"val_accuracy": 0.9})
+    follower = searcher.suggest("2")
+    assert isinstance(follower, dict)
+    assert follower["params"]["epochs"] == 5
+
+
+def test_trial_that_fails_is_handed_out_again_next_and_its_proposer_hears_of_one_trial() -> None:
+    trials = grid_of_four()
+    told = Told(trials)
+    searcher = searcher_of(trials, proposer=told, tries=Tries(max_failures=1))
+    first = searcher.suggest("1")
+    assert isinstance(first, dict)
+    searcher.on_trial_result("1", {"val_accuracy": 0.5, "epoch": 1})
+    searcher.on_trial_complete("1", error=True)
+    assert searcher.suggest("2") == first
+    searcher.on_trial_result("2", {"val_accuracy": 0.5, "epoch": 1})  # replayed
+    searcher.on_trial_complete("2", {"val_accuracy": 0.75, "epoch": 2})
+    assert told.results == [(first["trial_id"], 1), (first["trial_id"], 2)]
+    assert told.ends == {first["trial_id"]: 0.75}
+
+
+def test_trial_without_another_try_counts_as_failed_and_its_followers_come() -> None:
+    trials = grid_of_four()
+    told = Told(trials)
+    searcher = searcher_of(trials, proposer=told, tries=Tries(max_failures=0))
+    leader = searcher.suggest("1")
+    assert isinstance(leader, dict)
+    searcher.on_trial_complete("1", error=True)
+    assert told.ends == {leader["trial_id"]: None}
+    started = [leader["params"], *run_all(searcher, 1)]
+    assert len(started) == len(trials)
+
+
+def test_trial_that_reports_its_failure_is_not_tried_again() -> None:
+    trials = grid_of_four()
+    told = Told(trials)
+    searcher = searcher_of(trials, proposer=told, tries=Tries(max_failures=5))
+    first = searcher.suggest("1")
+    assert isinstance(first, dict)
+    searcher.on_trial_result("1", {"val_accuracy": 0.5, "epoch": 1})
+    searcher.on_trial_complete("1", {FAILURE: "the loss is nan"})
+    assert told.ends == {first["trial_id"]: None}
+    assert searcher.suggest("2") != first
+
+
+def test_sign_of_life_is_no_result() -> None:
+    trials = grid_of_four()
+    told = Told(trials)
+    searcher = searcher_of(trials, proposer=told)
+    searcher.suggest("1")
+    searcher.on_trial_result("1", {"alive": True})
+    assert told.results == []
+
+
+def test_when_memory_runs_out_no_more_trials_run_than_were_left() -> None:
+    trials = make_plan(load_space("grid"), {}, n_trials=None, seed=0).trials
+    searcher = searcher_of(trials, max_concurrent=3, tries=Tries(max_failures=1))
+    for number in range(3):
+        assert isinstance(searcher.suggest(str(number)), dict)
+    searcher.on_trial_complete("0", error=True)
+    assert searcher.have_fewer() == 2
+    assert searcher.suggest("3") is None
+    searcher.on_trial_complete("1", {"val_accuracy": 0.5, "epoch": 7})
+    assert isinstance(searcher.suggest("3"), dict)
+    searcher.on_trial_complete("2", error=True)
+    assert searcher.have_fewer() == 1
+    searcher.on_trial_complete("3", error=True)
+    assert searcher.have_fewer() is None  # one at a time is the least

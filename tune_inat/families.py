@@ -1,0 +1,162 @@
+"""Who trains next: leaders before their followers, and what failed before all others."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from tune_inat.metrics import is_better
+from tune_inat.objective import Goal
+from tune_inat.plan import PlannedTrial
+from tune_inat.searchers import Proposer, tune_mode
+from tune_inat.tries import Tries
+
+FAILURE = "failure"  # in a trial's last report: why it fails, now and whenever it is tried again
+
+
+class FamilySearcher(Searcher):
+    """Hands trials to Tune so that of each family the longest trains first and alone.
+
+    A follower is handed out when no trial of its family runs: then the epochs it shares are in the store,
+    and it replays them. If its leader was stopped early, it goes on from there.
+
+    A trial that fails is handed out again, before all others, as long as `tries` has another one for it: to
+    Tune it is a new trial, to the proposer the same.
+
+    Args:
+        n_ahead: how many trials to know beforehand: all of a plan, one of Optuna's.
+        max_concurrent: how many trials run at a time.
+        reuse: without it no trial has anything to wait for.
+        tries: is told of each failure.
+        is_over: whether the search is being ended. Then no more trials are handed out, and of one that ends
+            short its proposer is not told, so that it comes again when the search goes on.
+    """
+
+    def __init__(
+        self,
+        proposer: Proposer,
+        *,
+        metric: str,
+        goal: Goal,
+        n_ahead: int,
+        max_concurrent: int | None = None,
+        reuse: bool = True,
+        tries: Tries | None = None,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> None:
+        super().__init__(metric=metric, mode=tune_mode(goal))
+        self._max_concurrent = max_concurrent
+        self._tries = tries or Tries()
+        self._proposer = proposer
+        self._n_ahead = n_ahead
+        self._goal = goal
+        self._reuse = reuse
+        self._is_over = is_over
+        self._waiting: list[PlannedTrial] = []
+        self._running: dict[str, PlannedTrial] = {}  # by Ray's id, which each try has anew
+        self._best: dict[str, float] = {}  # by ours, as all below
+        self._last_epoch: dict[str, int] = {}
+        self._cannot_succeed: set[str] = set()
+        self._untold: list[tuple[PlannedTrial, float | None]] = []  # trials that ended, with their best value
+
+    def suggest(  # type: ignore[override]  # Ray leaves FINISHED out of its types
+        self, trial_id: str
+    ) -> dict[str, Any] | str | None:
+        """Tune's question for one more trial: its config, `None` for "not now", or FINISHED."""
+        if self._is_over():
+            return Searcher.FINISHED
+        if self._max_concurrent is not None and len(self._running) >= self._max_concurrent:
+            return None
+        self.tell_ends()
+        self._fill()
+        trial = next((trial for trial in self._waiting if self._is_ready(trial)), None)
+        if trial is None:
+            return None if self._waiting or self._running else Searcher.FINISHED
+        self._waiting.remove(trial)
+        self._running[trial_id] = trial
+        return {"trial_id": trial.trial_id, "params": trial.config.model_dump()}
+
+    def runs(self, trial_id: str) -> bool:
+        """Whether a try, by Tune's id, has not ended as far as is known here."""
+        return trial_id in self._running
+
+    def have_fewer(self) -> int | None:
+        """Memory has run out: from now on no more trials run at a time than are left running now.
+
+        Returns:
+            How many that is, `None` where no fewer can run than did.
+        """
+        left = max(1, len(self._running))
+        if self._max_concurrent is not None and left >= self._max_concurrent:
+            return None
+        self._max_concurrent = left
+        return left
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """A report: of an epoch, of a failure for good, or a sign of life."""
+        trial = self._running[trial_id]
+        if FAILURE in result:
+            self._cannot_succeed.add(trial.trial_id)
+        if "epoch" not in result:
+            return
+        value, epoch = float(result[self.metric]), int(result["epoch"])
+        if epoch <= self._last_epoch.get(trial.trial_id, 0):
+            return
+        self._last_epoch[trial.trial_id] = epoch
+        best = self._best.get(trial.trial_id)
+        if best is None or is_better(value, best, self._goal):
+            self._best[trial.trial_id] = value
+        self._proposer.on_result(trial, epoch, value)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """The end of a try, whatever its reason. Of a report that ended it, Tune tells only here.
+
+        The proposer learns of a trial's end by `tell_ends`.
+        """
+        if result is not None:
+            self.on_trial_result(trial_id, result)
+        trial = self._running.pop(trial_id)
+        is_final = trial.trial_id in self._cannot_succeed
+        has_failed = error or is_final
+        if has_failed and self._tries.fail(trial.trial_id, is_final=is_final):
+            self._waiting.insert(0, trial)
+            return
+        last_epoch = self._last_epoch.pop(trial.trial_id, 0)
+        best = self._best.pop(trial.trial_id, None)
+        if not has_failed and last_epoch < trial.config.epochs and self._is_over():
+            return
+        self._untold.append((trial, None if has_failed else best))
+
+    def tell_ends(self) -> None:
+        """Tell the proposer which trials have ended: after the ledger, so that a kill in between loses none.
+
+        What the ledger has and a study lacks, the study is told later; a trial that only the study has would
+        count there and not in the search.
+        """
+        while self._untold:
+            self._proposer.on_end(*self._untold.pop(0))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: a search is taken up from its ledger, not from Tune's snapshots."""
+        Path(checkpoint_path).write_text(json.dumps({}))
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, likewise."""
+
+    def _fill(self) -> None:
+        while len(self._waiting) < self._n_ahead and (trial := self._proposer.propose()) is not None:
+            self._waiting.append(trial)
+
+    def _is_ready(self, trial: PlannedTrial) -> bool:
+        if not self._reuse:
+            return True
+        if any(running.family_key == trial.family_key for running in self._running.values()):
+            return False
+        return not any(
+            other.family_key == trial.family_key and other.config.epochs > trial.config.epochs
+            for other in self._waiting
+        )
