@@ -96,7 +96,6 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=FOLDER, help="the folder of the pictures")
     into = parser.parse_args().into.resolve()
     into.mkdir(parents=True, exist_ok=True)
-    sys.argv[1:] = COMMAND.split()[3:]  # what the report calls the search's command
     with tempfile.TemporaryDirectory() as scratch, chdir(scratch):
         os.environ |= {CACHE_VARIABLE: str(Path(scratch, "cache")), "WANDB_MODE": "offline"}
         folder, summary = record_search(into / "search.svg")

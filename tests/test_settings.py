@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import typer
 
 from tune_inat.errors import UserError
+from tune_inat.search import app, read_arguments
 from tune_inat.settings import make_settings
 
 
@@ -82,3 +84,20 @@ def test_model_cannot_be_kept_in_a_wandb_that_is_disabled(monkeypatch: pytest.Mo
     with pytest.raises(UserError, match="WANDB_MODE=disabled leaves no run"):
         make_settings(wandb_model=True)
     assert make_settings(wandb="offline", wandb_model=True).wandb_model
+
+
+def test_command_has_what_differs_from_the_defaults_and_is_read_back_the_same() -> None:
+    assert make_settings().command() == ["python", "-m", "tune_inat.search", "--space", "grid"]
+    asked = make_settings(
+        space="my sweep.yaml",
+        data="photos",
+        max_hours=1.5,
+        reuse=False,
+        wandb_model=True,
+        gpus_per_trial=0.25,
+        overrides={"lr": 3e-4, "freeze": "layer3"},
+    )
+    words = asked.command()[3:]
+    assert {"--no-reuse", "--wandb-model", "lr=0.0003", "freeze=layer3", "1.5", "0.25"} <= set(words)
+    context = typer.main.get_command(app).make_context("search", list(words))
+    assert make_settings(**read_arguments(context.params)) == asked

@@ -45,8 +45,8 @@ class SearchFacts:
         test_interval: its 95 % interval.
         epochs_asked: what all trials ask for together.
         epochs_trained: what trials of this search trained, not found; over all runs of its command.
-        wall_seconds: that the last run of its command took.
-        was_continued: that run found trials of earlier runs, whose time is not in `wall_seconds`.
+        wall_seconds: that the runs of its command took which had trials to run.
+        was_continued: only the last of them is known, and it found trials of earlier runs.
         written: when its results were.
     """
 
@@ -161,8 +161,8 @@ def read_search(folder: Path) -> SearchFacts:
         test_interval=None if best is None else best.test_interval,
         epochs_asked=summary.reuse.epochs_asked,
         epochs_trained=trained,
-        wall_seconds=summary.wall_seconds,
-        was_continued=trained > summary.reuse.epochs_trained,
+        wall_seconds=summary.wall_seconds if summary.search_seconds is None else summary.search_seconds,
+        was_continued=summary.search_seconds is None and trained > summary.reuse.epochs_trained,
         written=written,
     )
 
@@ -227,6 +227,7 @@ class _Summary(BaseModel):
     best: _Best | None
     reuse: _Reuse
     wall_seconds: FiniteFloat
+    search_seconds: FiniteFloat | None = None  # searches of earlier versions have none
 
 
 def _why_none(folder: Path) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_inat.errors import UserError
+from tune_inat.export import MODEL_FILES
 from tune_inat.inputs import Inputs
 from tune_inat.leaderboard import (
     BEST_MODEL_FOLDER,
@@ -67,8 +68,10 @@ class Conclusion:
     def exported(self, best: TrialResult) -> ExportedModel | None:
         """What an earlier run of the command has tested and exported, if that is this best trial's model."""
         earlier = read_summary(self._folder)
-        is_whole = exported_trial(self._folder) == (best.trial_id, best.best_epoch)
-        if earlier is None or not is_whole or not (self._folder / PREDICTIONS_FILE).exists():
+        files = [self._folder / BEST_MODEL_FOLDER / name for name in MODEL_FILES]
+        is_whole = all(file.exists() for file in (*files, self._folder / PREDICTIONS_FILE))
+        is_its_own = exported_trial(self._folder) == (best.trial_id, best.best_epoch)
+        if earlier is None or not is_whole or not is_its_own:
             return None
         test = recorded_test(earlier)
         if test is None and self._inputs.data.test is not None:  # it was interrupted before that

@@ -23,6 +23,7 @@ from tune_inat.leaderboard import (
     TrialResult,
     best_of,
     leaderboard,
+    read_summary,
     trial_result,
     varied_parameters,
     write_leaderboard,
@@ -445,6 +446,14 @@ class _Conductor:
         """The content of `summary.json`."""
         n_failed = sum(result.status == "ERROR" for result in ranked)
         wall_seconds = time.monotonic() - self._started
+        planned, measured = self._planned(), self._measured(wall_seconds)
+        earlier = read_summary(self._folder) or {}
+        seconds_before = float(earlier.get("search_seconds", 0.0))
+        if self._forecast is None:  # nothing was left to run: what the search took stays on record
+            planned, measured = earlier.get("planned", planned), earlier.get("measured", measured)
+            wall_in_search = 0.0 if seconds_before else wall_seconds
+        else:
+            wall_in_search = wall_seconds
         return compose_summary(
             self._inputs,
             ranked,
@@ -454,10 +463,16 @@ class _Conductor:
             folder=self._folder,
             effort=self._effort,
             n_left=max(0, self._n_left() - n_failed),
-            planned=self._planned(),
-            measured={
-                "seconds": round(wall_seconds, 3),
-                "epochs": self._effort.epochs_trained,
-                "bytes": max(0, size_of(self._inputs.store.root) - self._bytes_before),
-            },
+            planned=planned,
+            measured=measured,
+            wall_seconds=wall_seconds,
+            search_seconds=seconds_before + wall_in_search,
         )
+
+    def _measured(self, wall_seconds: float) -> dict[str, Any]:
+        """What this run of the command came to, beside `_planned`."""
+        return {
+            "seconds": round(wall_seconds, 3),
+            "epochs": self._effort.epochs_trained,
+            "bytes": max(0, size_of(self._inputs.store.root) - self._bytes_before),
+        }

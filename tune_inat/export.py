@@ -5,6 +5,7 @@
 
 import csv
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.json"
 CARD_FILE = "README.md"
+MODEL_FILES = (WEIGHTS_FILE, CONFIG_FILE, METRICS_FILE, CARD_FILE)
 MAX_CONFIG_BYTES = 10_000_000  # the names of ImageNet's 21,841 classes have 0.6 MB
 
 
@@ -86,13 +88,14 @@ def save_classifier(
     tensors: dict[str, Tensor] = {
         name: value.detach().cpu().contiguous().clone() for name, value in backbone.model.state_dict().items()
     }
+    write_atomically(folder / METRICS_FILE, (json.dumps(metrics, indent=2) + "\n").encode())
+    write_atomically(folder / CARD_FILE, card.encode(errors="backslashreplace"))
     aside = folder / f".{WEIGHTS_FILE}.tmp"
     save_file(tensors, aside, metadata={"format": "pt"})
+    shutil.copymode(folder / METRICS_FILE, aside)  # safetensors shuts everybody out but the owner
     sync(aside)
     aside.replace(folder / WEIGHTS_FILE)
     content = json.dumps(asdict(config), indent=2) + "\n"
-    write_atomically(folder / METRICS_FILE, (json.dumps(metrics, indent=2) + "\n").encode())
-    write_atomically(folder / CARD_FILE, card.encode(errors="backslashreplace"))
     write_atomically(folder / CONFIG_FILE, content.encode())  # last: with it, the model is whole
 
 

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tune_inat.disk import writing
 from tune_inat.ledger import Status, TrialRecord
 from tune_inat.objective import Goal
-from tune_inat.rows import Row, best_row, finite, sortable
+from tune_inat.rows import Row, best_row, finite, rank
 from tune_inat.store import write_atomically
 
 SUMMARY_FILE = "summary.json"
@@ -20,7 +21,7 @@ PREDICTIONS_FILE = "predictions.csv"  # of the best model
 PREDICTION_COLUMNS = ("part", "file", "class", "predicted", "confidence", "calibrated")
 
 LEADERBOARD_METRICS = ("val_accuracy", "val_loss", "val_macro_f1", "val_balanced_accuracy", "val_ece")
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")  # the last, since it is what marks the others
 
 
 @dataclass(frozen=True)
@@ -110,25 +111,6 @@ def trial_result(record: TrialRecord, metric: str, goal: Goal) -> TrialResult:
     )
 
 
-Rank = tuple[bool, bool, float, float, int, str]
-
-
-def rank(
-    trial_id: str, config: Mapping[str, Any], status: str, best: Row | None, metric: str, goal: Goal
-) -> Rank:
-    """What trials are sorted by, best first; those that failed, then those without an epoch, come last.
-
-    Of trials that are equal in all of it, the one that asks for fewer epochs comes first. So the order does
-    not depend on which of them ended first.
-    """
-    value = None if best is None else best.get(metric)
-    if best is None or value is None:
-        return True, True, 0.0, 0.0, 0, ""
-    cost = sortable(-value if goal == "maximize" else value)
-    loss = sortable(best.get("val_loss", 0.0))
-    return status == "ERROR", False, cost, loss, int(config.get("epochs", 0)), trial_id
-
-
 def leaderboard(results: Iterable[TrialResult], metric: str, goal: Goal) -> list[TrialResult]:
     """Trials from best to worst, see `rank`."""
     return sorted(results, key=lambda it: rank(it.trial_id, it.config, it.status, it.best, metric, goal))
@@ -195,10 +177,10 @@ def write_leaderboard(folder: Path, ranked: Sequence[TrialResult]) -> None:
     parameters = tuple(ranked[0].config) if ranked else ()
     columns = ("status", "epochs_run", "epochs_trained", "best_epoch", "seconds")
     writer.writerow(["rank", "trial_id", *columns, *LEADERBOARD_METRICS, *parameters])
-    for rank, result in enumerate(ranked, start=1):
+    for place, result in enumerate(ranked, start=1):
         writer.writerow(
             [
-                rank,
+                place,
                 result.trial_id,
                 result.status,
                 result.epochs,
@@ -209,7 +191,8 @@ def write_leaderboard(folder: Path, ranked: Sequence[TrialResult]) -> None:
                 *(safe_cell(result.config[name]) for name in parameters),
             ]
         )
-    write_atomically(folder / LEADERBOARD_FILE, text.getvalue().encode())
+    with writing(folder):
+        write_atomically(folder / LEADERBOARD_FILE, text.getvalue().encode())
 
 
 def safe_cell(value: Any) -> Any:
@@ -219,7 +202,8 @@ def safe_cell(value: Any) -> Any:
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write `summary.json`."""
-    write_atomically(folder / SUMMARY_FILE, (json.dumps(summary, indent=2) + "\n").encode())
+    with writing(folder):
+        write_atomically(folder / SUMMARY_FILE, (json.dumps(summary, indent=2) + "\n").encode())
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:

@@ -140,7 +140,7 @@ def _data(config: ModelConfig, data: DataFacts) -> str:
     rows.append(["**all images**", *(f"{data.total(part):,}" for part in parts)])
     return (
         "Weights were fitted on train; the trial, its epoch and the temperature were chosen on val"
-        + ("; test was looked at once, afterwards.\n\n" if "test" in parts else ".\n\n")
+        + ("; test was looked at afterwards.\n\n" if "test" in parts else ".\n\n")
         + _table(header, rows)
     )
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tune_inat.calibration import calibrated, fit_temperature
 from tune_inat.config import TrialConfig
 from tune_inat.data import DataSet, Split
+from tune_inat.disk import writing
 from tune_inat.export import ModelConfig, save_classifier
 from tune_inat.leaderboard import (
     BEST_MODEL_FOLDER,
@@ -88,9 +89,10 @@ def export_best(folder: Path, bench: Workbench, best: TrialResult, *, data_name:
         **_calibrated_metrics(val, temperature),
         **(_test_metrics(tested, test, temperature) if tested is not None and test is not None else {}),
     }
-    write_predictions(folder, data.classes, [val, *([test] if test is not None else [])], temperature)
     card = compose_card(model, metrics, data_facts(data, data_name))
-    save_classifier(folder / BEST_MODEL_FOLDER, network.backbone, model, metrics, card=card)
+    with writing(folder):
+        write_predictions(folder, data.classes, [val, *([test] if test is not None else [])], temperature)
+        save_classifier(folder / BEST_MODEL_FOLDER, network.backbone, model, metrics, card=card)
     return Exported(tested, np.exp(log_softmax(val.logits)))
 
 

@@ -25,6 +25,7 @@ from tune_inat.standings import Standings
 from tune_inat.tables import (
     MAX_RANKED,
     amount,
+    count,
     duration,
     estimate,
     leaderboard_table,
@@ -186,7 +187,8 @@ class Terminal:
                 self._result(f"Trial {trial['trial_id']} failed{tries}: {reason}", "red")
         self._result(_effort(summary))
         if best is not None:
-            score = f"val_accuracy {number(best['val_accuracy'])}"
+            metric = summary["metric"]["name"]
+            score = f"{metric} {number(_of_best(summary, metric))}"
             self._labelled(
                 "Best", f"trial {best['trial_id']}, {score} at epoch {best['epoch']}", "bold green"
             )
@@ -363,9 +365,18 @@ def _line(text: str) -> str:
 
 
 def _effort(summary: Mapping[str, Any]) -> str:
+    """What was done in which time: all trials, or so many of them."""
     reuse, trials = summary["reuse"], summary["trials"]
-    asked, trained = reuse["epochs_asked"], reuse["epochs_trained"]
+    n, n_left = len(trials), int(summary.get("trials_left", 0))
+    ended = count(n, "trial") if not n_left else f"{n - n_left:,} of {count(n, 'trial')}"
     return (
-        f"{len(trials):,} trials in {duration(summary['wall_seconds'])}: "
-        f"{asked:,} epochs asked for, {trained:,} trained now."
+        f"{ended} in {duration(summary['wall_seconds'])}: {count(reuse['epochs_asked'], 'epoch')} asked for, "
+        f"{reuse['epochs_trained']:,} trained now."
     )
+
+
+def _of_best(summary: Mapping[str, Any], metric: str) -> float | None:
+    """A metric of the best trial at its best epoch."""
+    trials = {trial["trial_id"]: trial for trial in summary["trials"]}
+    value: float | None = trials[summary["best"]["trial_id"]][metric]
+    return value

@@ -9,11 +9,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tune_inat.errors import UserError
-from tune_inat.leaderboard import BEST_MODEL_FOLDER, leaderboard, rank, read_summary, trial_result
+from tune_inat.leaderboard import BEST_MODEL_FOLDER, leaderboard, read_summary, trial_result
 from tune_inat.ledger import LEDGER_FILE, Ledger, TrialRecord
 from tune_inat.metrics import unpack_correct
 from tune_inat.objective import DEFAULT_METRIC, GOALS, Metric
-from tune_inat.rows import Row
+from tune_inat.rows import Row, rank
 from tune_inat.runs import IDENTITY_FILE
 from tune_inat.significance import BoolArray, PairedTest, compare_with_best
 

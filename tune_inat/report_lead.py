@@ -106,12 +106,16 @@ def _ties_in_words(search: SearchToReport) -> Html:
 
 
 def _time_tile(search: SearchToReport) -> Html:
-    measured, planned = search.summary.get("wall_seconds"), search.summary.get("planned")
+    measured = search.summary.get("search_seconds", search.summary.get("wall_seconds"))
+    last, planned = (search.summary.get(name) for name in ("measured", "planned"))
     if measured is None:
         busy = sum(trial.seconds for trial in search.trials)
         return _tile("Time so far", duration(busy), "of all trials that have ended, added up")
     seconds = planned.get("seconds") if isinstance(planned, dict) else None
-    text = "for the last run of the command"
+    of_last = last.get("seconds") if isinstance(last, dict) else None
+    text = "by the command"
+    if of_last is not None and measured - of_last >= 1:
+        text = f"by all runs of the command, {duration(of_last)} by the last"
     return _tile(
         "Time taken", duration(measured), text + (f"; planned {duration(seconds)}" if seconds else "")
     )

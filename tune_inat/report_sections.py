@@ -280,7 +280,11 @@ def _work_table(search: SearchToReport) -> Html:
         if name in reuse:
             rows.append([label, MISSING, _amount(reuse[name])])
     columns = [Column("what"), Column("planned", True), Column("measured", True)]
-    return table("The last run of the command: what the plan said, and what it came to", columns, rows)
+    return table(
+        "The last run of the command that had trials to run: what the plan said, and what it came to",
+        columns,
+        rows,
+    )
 
 
 def _part(search: SearchToReport, name: str) -> Mapping[str, Any]:

@@ -1,7 +1,8 @@
-"""The metrics of an epoch as a row, and which of a trial's rows is its best."""
+"""The metrics of an epoch as a row, which of a trial's rows is its best, and what trials are ranked by."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from tune_inat.objective import Goal
 
@@ -22,3 +23,27 @@ def sortable(cost: float) -> float:
 def finite(value: float | None) -> float | None:
     """A value as JSON can hold it: `None` for what is no finite number."""
     return value if value is not None and math.isfinite(value) else None
+
+
+Rank = tuple[bool, bool, float, float, int, str]
+
+
+def rank(
+    trial_id: str,
+    config: Mapping[str, Any],
+    status: str,
+    best: Mapping[str, Any] | None,
+    metric: str,
+    goal: Goal,
+) -> Rank:
+    """What trials are sorted by, best first; those that failed, then those without an epoch, come last.
+
+    Of trials that are equal in all of it, the one that asks for fewer epochs comes first. So the order does
+    not depend on which of them ended first.
+    """
+    value = None if best is None else best.get(metric)
+    if best is None or value is None:
+        return True, True, 0.0, 0.0, 0, ""
+    cost = sortable(-value if goal == "maximize" else value)
+    loss = sortable(best.get("val_loss", 0.0))
+    return status == "ERROR", False, cost, loss, int(config.get("epochs", 0)), trial_id

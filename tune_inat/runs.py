@@ -9,6 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from tune_inat.disk import writing
 from tune_inat.errors import ResourceError, UserError
 from tune_inat.store import is_half_written, write_atomically
 
@@ -116,7 +117,8 @@ def keep_identity(folder: Path, identity: Mapping[str, Any], *, cpus_per_trial: 
     cpus = cpus_per_trial or kept_cpus(folder)
     if cpus is not None:
         kept[CPUS_KEY] = cpus
-    write_atomically(folder / IDENTITY_FILE, (json.dumps(kept, indent=2) + "\n").encode())
+    with writing(folder):
+        write_atomically(folder / IDENTITY_FILE, (json.dumps(kept, indent=2) + "\n").encode())
 
 
 def kept_cpus(folder: Path) -> int | None:

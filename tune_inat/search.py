@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +25,7 @@ class SearchResult:
     """What a search left. `summary` is the content of `summary.json`."""
 
     folder: Path
-    summary: dict[str, Any]
+    summary: dict[str, Any] = field(repr=False)
 
     @property
     def trials(self) -> list[dict[str, Any]]:
@@ -93,9 +94,9 @@ def run_search(settings: SearchSettings, terminal: Terminal) -> SearchResult:
 
         folder, summary = conduct_search(settings, terminal, started=started)
     except KeyboardInterrupt:  # before there was anything to show
-        from tune_inat.summary import typed_command
+        from tune_inat.summary import command_of
 
-        terminal.go_on(typed_command())
+        terminal.go_on(command_of(settings))
         raise
     return SearchResult(folder, summary)
 
@@ -142,10 +143,7 @@ def main(
     ] = False,
 ) -> None:
     """Find the best classifier that fine-tuning can give for a folder of labelled images."""
-    from tune_inat.space import parse_settings
-
-    arguments = {key: value for key, value in context.params.items() if key in SearchSettings.model_fields}
-    settings = make_settings(**{**arguments, "overrides": parse_settings(overrides or [])})
+    settings = make_settings(**read_arguments(context.params))
     terminal = Terminal(quiet_stdout=as_json)
     if settings.dry_run:
         printed = _foresee(settings, terminal)
@@ -158,6 +156,14 @@ def main(
     if as_json:
         sys.stdout.write(json.dumps(printed, indent=2) + "\n")
     raise typer.Exit(code)
+
+
+def read_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a search from what the command line gave."""
+    from tune_inat.space import parse_settings
+
+    known = {key: value for key, value in given.items() if key in SearchSettings.model_fields}
+    return {**known, "overrides": parse_settings(given["overrides"] or [])}
 
 
 def exit_code(summary: dict[str, Any]) -> int:

@@ -1,5 +1,6 @@
 """What a user asks of a search, and what follows from it for all of its trials."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,6 +72,21 @@ class SearchSettings(BaseModel):
         if twice:
             raise UserError([f"--set {name}: --{name.replace('_', '-')} says it already." for name in twice])
         return _with_whole_paths({**chosen, **self.overrides})
+
+    def command(self) -> list[str]:
+        """The words of the command that has these arguments, wherever they came from."""
+        words = ["python", "-m", "tune_inat.search", "--space", self.space]
+        for name, field in type(self).model_fields.items():
+            value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
+            if name in ("space", "overrides", "dry_run") or value == field.default:
+                continue
+            if isinstance(value, bool):
+                words.append(flag if value else f"--no-{name}")
+            else:
+                words += [flag, f"{value:.12g}" if isinstance(value, float) else str(value)]
+        for name, value in self.overrides.items():
+            words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+        return words
 
     def fixed(self) -> dict[str, Any]:
         """The values that trials share where the space does not vary them: what is given, and defaults."""

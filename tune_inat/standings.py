@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tune_inat.objective import DEFAULT_METRIC, Metric
+from tune_inat.rows import Rank, rank
 
 ENDED = frozenset({"TERMINATED", "STOPPED", "SKIPPED", "ERROR"})
 
@@ -51,6 +52,7 @@ class Standings:
     best: dict[str, float] = field(default_factory=dict)
     varied: set[str] = field(default_factory=set)
     costs: Mapping[str, float] = field(default_factory=dict)
+    _best_rows: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _settled: set[str] = field(default_factory=set)  # trials that have ended, and whose last value is known
 
     def update(self, trials: Sequence[LiveTrial]) -> None:
@@ -64,6 +66,7 @@ class Standings:
             value, known = self.value(trial), self.best.get(trial.trial_id)
             if value is not None and (known is None or self._cost(value) < self._cost(known)):
                 self.best[trial.trial_id] = value
+                self._best_rows[trial.trial_id] = trial.row or {}
             if trial.status in ENDED:
                 self._settled.add(trial.trial_id)
         self.trials = tuple(trials)
@@ -85,10 +88,14 @@ class Standings:
         return self.n_earlier + len(self.trials) - len(self.running)
 
     def leaders(self, n: int) -> list[LiveTrial]:
-        """The `n` trials with the best values, best first."""
-        by_id = {trial.trial_id: trial for trial in self.trials}
-        ids = heapq.nsmallest(n, self.best, key=lambda trial_id: self._cost(self.best[trial_id]))
-        return [by_id[trial_id] for trial_id in ids]
+        """The `n` trials with the best values, best first, in the order that the leaderboard will have."""
+        metric = self.metric
+
+        def order(trial: LiveTrial) -> Rank:
+            best = self._best_rows[trial.trial_id]
+            return rank(trial.trial_id, trial.config, "", best, metric.name, metric.goal)
+
+        return heapq.nsmallest(n, (it for it in self.trials if it.trial_id in self._best_rows), key=order)
 
     @property
     def n_epochs(self) -> int:

@@ -2,7 +2,6 @@
 
 import platform
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from tune_inat.inputs import Inputs
 from tune_inat.leaderboard import Effort, TestResult, TrialResult, best_to_json
 from tune_inat.remote import hide_secrets
+from tune_inat.settings import SearchSettings
 from tune_inat.wandb_files import sync_line
 
 VERSIONED = ("tune_inat", "torch", "torchvision", "timm", "ray", "optuna", "wandb", "numpy", "pillow")
@@ -28,6 +28,8 @@ def compose_summary(
     n_left: int,
     planned: Mapping[str, Any],
     measured: Mapping[str, Any],
+    wall_seconds: float,
+    search_seconds: float,
 ) -> dict[str, Any]:
     """The content of `summary.json`.
 
@@ -35,7 +37,10 @@ def compose_summary(
         ranked: all trials, best first.
         is_exported: whether the best trial's model stands in the folder.
         n_left: trials that did not come to run, or were cut off.
-        planned: what the plan said of seconds, epochs and bytes; `measured` is what they came to.
+        planned: what the plan said of seconds, epochs and bytes; `measured` is what they came to. Both are of
+            the last run of the command that had trials to run.
+        wall_seconds: of this run of the command.
+        search_seconds: of all runs that had trials to run, together.
     """
     metric, data = inputs.space.metric, inputs.data
     failed = [result.trial_id for result in ranked if result.status == "ERROR"]
@@ -68,14 +73,15 @@ def compose_summary(
         },
         "planned": dict(planned),
         "measured": dict(measured),
-        "wall_seconds": measured["seconds"],
+        "wall_seconds": round(wall_seconds, 3),
+        "search_seconds": round(search_seconds, 3),
         "wandb_sync": sync_line(folder),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
         "seed": inputs.seed,
-        "command": typed_command(),
+        "command": command_of(inputs.settings),
     }
 
 
-def typed_command() -> str:
-    """The command as it was typed, without keys in its URIs: it goes on with the search."""
-    return shlex.join(["python", "-m", "tune_inat.search", *map(hide_secrets, sys.argv[1:])])
+def command_of(settings: SearchSettings) -> str:
+    """The command that goes on with a search, whatever began it; without keys in its URIs."""
+    return shlex.join(map(hide_secrets, settings.command()))

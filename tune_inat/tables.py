@@ -22,6 +22,7 @@ BAR_STEPS = 1000  # of a bar that shows a share
 GAP = 2  # columns between two columns of a table
 STATUS_STYLES = {"ERROR": "red", "STOPPED": "yellow", "SKIPPED": "dim"}
 DROPPED_WHEN_NARROW = ("time", "#", "val loss", "status")
+KEPT_PARAMETERS = 3  # that a leaderboard would rather show than those
 TITLES = {"val_accuracy": "val acc"}  # of columns that would be much wider than what is in them
 
 
@@ -132,8 +133,9 @@ def leaderboard_table(
     parameters = {
         name: [short(trial["config"][name]) for trial in ranked] for name in varied if name != "epochs"
     }
+    first = dict(list(parameters.items())[:KEPT_PARAMETERS])
     for title in DROPPED_WHEN_NARROW:
-        if _total_width(cells) > width and title != _title(metric):
+        if _total_width({**cells, **first}) > width and title != _title(metric):
             del cells[title]
     names = _fitting(parameters, width - _total_width(cells))
     order = [title for title in cells if title in ("#", "trial")]
@@ -155,11 +157,12 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     """A plan in three lines at most: the trials, what their frozen layers leave behind, what all takes."""
     n, n_finished = plan["n_trials"], plan["n_finished"]
     if n == n_finished:
-        return [f"All {n:,} trials are done: nothing is left to train."]
+        return [f"{'The trial is' if n == 1 else f'All {n:,} trials are'} done: nothing is left to train."]
     done = f", {n_finished:,} of them done" if n_finished else ""
-    like = "like so many random ones" if plan["is_representative"] else f"{plan['n_families']:,} families"
+    families = count(plan["n_families"], "family", "families")
+    like = "like so many random ones" if plan["is_representative"] else families
     lines = [
-        f"{n:,} trials{done} ({like}): {plan['epochs_asked']:,} epochs asked for, "
+        f"{count(n, 'trial')}{done} ({like}): {count(plan['epochs_asked'], 'epoch')} asked for, "
         f"{plan['epochs_to_train']:,} to train."
     ]
     reads = {(cut["model"], cut["reads"]): cut["n_bytes"] for cut in plan["cuts"] if cut["n_bytes"]}
@@ -220,6 +223,11 @@ def plan_tables(plan: Mapping[str, Any], width: int) -> list[Table]:
     for name, n_bytes in plan["disk"].items():
         sums.add_row(f"disk: {name}", amount(n_bytes, "bytes"), "at most" if name == "states" else "")
     return [cuts, sums]
+
+
+def count(n: int, one: str, many: str | None = None) -> str:
+    """So many of something: `1 trial`, `1,200 trials`."""
+    return f"{n:,} {one if n == 1 else many or f'{one}s'}"
 
 
 def duration(seconds: float) -> str:

@@ -39,6 +39,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Sequence[Any]:
             "from tune_inat.progress import Terminal\n"
             "with Terminal().task('Counting sheep', 100, 'sheep') as advance:\n"
             "    advance(40)",
+            "from tune_inat.notebook import Canvas\ncanvas = Canvas()\ncanvas.draw('a table of trials')",
             cwd=folder,
         )
 
@@ -57,7 +58,7 @@ def test_search_is_told_from_its_first_line_to_its_last(outputs: Sequence[Any]) 
 
 
 def test_what_was_drawn_while_it_ran_is_gone_at_the_end(outputs: Sequence[Any]) -> None:
-    drawn = [output for cell in outputs for output in cell if output["output_type"] == "display_data"]
+    drawn = [output for cell in outputs[:4] for output in cell if output["output_type"] == "display_data"]
     assert drawn
     assert {output["data"]["text/plain"] for output in drawn} == {""}
 
@@ -76,3 +77,8 @@ def test_mistake_is_told_in_words_alone(outputs: Sequence[Any]) -> None:
 
 def test_long_step_says_what_it_has_done(outputs: Sequence[Any]) -> None:
     assert text_of(outputs[3]).startswith("Counting sheep: 40 sheep in ")
+
+
+def test_what_runs_is_drawn_in_the_cell(outputs: Sequence[Any]) -> None:
+    (drawn,) = outputs[4]
+    assert drawn["data"]["text/plain"] == "a table of trials"
