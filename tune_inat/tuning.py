@@ -16,6 +16,7 @@ from ray import cloudpickle, tune
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
+from tune_inat.cluster import keep_keys_out_of_commands
 from tune_inat.config import TrialConfig
 from tune_inat.devices import Devices
 from tune_inat.errors import EXIT_INTERRUPTED
@@ -122,6 +123,7 @@ def run_trials(
         observer: is given all trials that have started, several times a second.
         callbacks: more of Tune's callbacks (W&B).
     """
+    keep_keys_out_of_commands()
     job, devices, ending = run.job, run.devices, run.ending
     with tempfile.TemporaryDirectory(prefix="tune_inat-") as scratch:
         stop_file = Path(scratch) / "stop"
