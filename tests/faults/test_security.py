@@ -1,4 +1,4 @@
-"""What comes from elsewhere runs no code and stays in its folder; secrets stay secret; nobody else gets in."""
+"""What comes from outside runs no code and stays in its folder; secrets stay secret; nobody else gets in."""
 
 import ast
 import http.server
@@ -35,9 +35,7 @@ from tune_inat.meter import SilentMeter
 from tune_inat.space import load_space
 from tune_inat.store import CACHE_VARIABLE, claim_root
 
-UNPICKLING = re.compile(
-    r"(pickle|cloudpickle|joblib|dill|torch|pd|marshal|shelve)\.\w*(load|open|read|Unpickler)\w*"
-)
+UNPICKLING = re.compile(r"(pickle|cloudpickle|joblib|torch|marshal|shelve)\.\w*(load|open|read|Unpickler)\w*")
 HOSTILE_TEXTS = ("=1+1", "+1", "-1", "@x", "\tx", "\rx")
 
 # A search from outside: its processes, its ports, its files
