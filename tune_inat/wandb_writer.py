@@ -86,6 +86,11 @@ class RunWriter:
         """Whether runs are still sent."""
         return self._is_online
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has not done all its work, though `finish` may have waited."""
+        return self._thread.is_alive()
+
     def put(self, work: Callable[[], None]) -> None:
         """Have one of the methods `start`, `add_row`, `show_best` and `end` called when its turn comes."""
         self._work.put((time.monotonic(), work))
@@ -257,13 +262,11 @@ class RunWriter:
 
     @contextmanager
     def _timed(self, run: Run) -> Iterator[None]:
-        """Around what waits for the server."""
+        """Around what waits for the server. One that fails is not slow: it is not asked again."""
         began = time.monotonic()
-        try:
-            yield
-        finally:
-            if run.is_online:
-                self._slowest = max(self._slowest, time.monotonic() - began)
+        yield
+        if run.is_online:
+            self._slowest = max(self._slowest, time.monotonic() - began)
 
     # W&B's own calls.
 

@@ -35,7 +35,7 @@ from tune_inat.meter import SilentMeter
 from tune_inat.space import load_space
 from tune_inat.store import CACHE_VARIABLE, claim_root
 
-UNPICKLING = re.compile(r"(pickle|cloudpickle|joblib|torch|marshal|shelve)\.\w*(load|open|read|Unpickler)\w*")
+UNPICKLING = re.compile(r"(pickle|cloudpickle|joblib|torch|marshal|shelve)\.(load|loads|open|Unpickler)")
 HOSTILE_TEXTS = ("=1+1", "+1", "-1", "@x", "\tx", "\rx")
 
 # A search from outside: its processes, its ports, its files
