@@ -19,7 +19,7 @@ store settings runs rows ledger metrics significance calibration pictures augmen
 remote contents audit devices cuts origins standings tables board notebook progress
 images data
 recipe weights architectures backbone freeze graph convolutions tracing
-states wandb_files wandb_charts wandb_runs wandb_writer tracking
+states wandb_files wandb_faults wandb_charts wandb_runs wandb_writer tracking
 frozen features sources leaderboard onnx_export export model_card labelled predict
 job places network plan workbench steps probe figures sharing workload forecast trial precision
 inputs summary outcome

@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -41,9 +42,15 @@ class WandbServer:
     """Serves on `url` between `start` and `stop`.
 
     `runs` holds what arrived, by run id, `artifacts` by their names.
+
+    Args:
+        delay: seconds that each answer takes.
+        refusal: the HTTP status that each answer has; `None` answers as W&B does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, delay: float = 0.0, refusal: int | None = None) -> None:
+        self.delay = delay
+        self.refusal = refusal
         self.runs: dict[str, ReceivedRun] = {}
         self.artifacts: dict[str, ReceivedArtifact] = {}
         self._http = _QuietServer(("127.0.0.1", 0), _Handler)
@@ -187,7 +194,9 @@ class _Handler(BaseHTTPRequestHandler):
             body = gzip.decompress(body)
         request = json.loads(body or b"{}")
         server: WandbServer = self.server.wandb  # type: ignore[attr-defined]  # set by WandbServer
-        if self.path.endswith("/graphql"):
+        if server.refusal is not None:
+            self._send({"errors": [{"message": "refused"}]})
+        elif self.path.endswith("/graphql"):
             named = re.search(r"(?:query|mutation)\s+(\w+)", request.get("query", ""))
             answer = server.answer(named[1] if named else "", request.get("variables") or {})
             self._send({"data": answer})
@@ -210,7 +219,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, answer: dict[str, Any]) -> None:
         content = json.dumps(answer).encode()
-        self.send_response(200)
+        server: WandbServer = self.server.wandb  # type: ignore[attr-defined]  # set by WandbServer
+        time.sleep(server.delay)
+        self.send_response(server.refusal or 200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()

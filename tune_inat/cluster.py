@@ -49,6 +49,18 @@ def quiet_ray() -> None:
         os.environ.setdefault(name, value)
 
 
+def keep_keys_out_of_commands() -> None:
+    """Have Tune pass no AWS keys to its workers: it does so in their command lines, which all users can read.
+
+    On this machine workers have them from the environment, and no trial asks AWS for anything.
+    """
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE = {
+        name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
+    }
+
+
 def cluster_of(nodes: Sequence[Mapping[str, Any]]) -> Cluster:
     """The devices of the nodes that are up, as Ray describes them."""
     machines = tuple(

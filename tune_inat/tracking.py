@@ -208,6 +208,10 @@ class WandbTracker(WandbLoggerCallback):
                 f"W&B: trial {record.trial_id} is the best, but has not ended. It has its charts when it has."
             )
             return self._notices[-1:]
+        self.finish()  # two writers at a time would take each other's runs for remains
+        if self._writer is not None and self._writer.is_busy:
+            self._notices.append("W&B is still busy with earlier runs: the best one has no charts there.")
+            return self._notices[-1:]
         writer = RunWriter(
             self._search,
             is_online=self._is_online if self._writer is None else self._writer.is_online,

@@ -14,6 +14,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter
 
+from tune_inat.cluster import keep_keys_out_of_commands
 from tune_inat.config import TrialConfig
 from tune_inat.devices import Devices
 from tune_inat.ending import Ending
@@ -98,6 +99,7 @@ def run_trials(
         observer: is given all trials that have started, several times a second.
         callbacks: more of Tune's callbacks (W&B).
     """
+    keep_keys_out_of_commands()
     job, devices, ending = run.job, run.devices, run.ending
     with scratch_folder() as scratch:
         stop_file = scratch / "stop"

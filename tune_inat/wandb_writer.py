@@ -7,7 +7,8 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import wandb
 
 from tune_inat.objective import GOALS
 from tune_inat.wandb_charts import BestTrial, charts_of, data_kept_in, model_artifact
+from tune_inat.wandb_faults import SLOW, is_torn, reason_of, why_broken, why_offline, why_torn
 from tune_inat.wandb_files import has_ended, read_recorded
 from tune_inat.wandb_runs import BEST_OF, INTERRUPTED, Run, RunStart, SearchRecord, status_of, summary_of
 
@@ -32,7 +34,9 @@ logger = logging.getLogger(__name__)
 class Patience:
     """How many seconds W&B may take: online to open and to close a run, and for all when a search ends.
 
-    `upload` is what closing a run with a model may take.
+    `upload` is what closing a run with a model may take. A server that takes longer than `brisk` to open or
+    close a run is slow: what falls behind the search by `behind` stays on disk, and at the end it is waited
+    for no longer than that.
     """
 
     opening: float = 8.0
@@ -40,6 +44,8 @@ class Patience:
     end: float = 30.0
     interrupted: float = 5.0
     upload: float = 600.0
+    brisk: float = 3.0
+    behind: float = 5.0
 
 
 class RunWriter:
@@ -60,14 +66,18 @@ class RunWriter:
         self.problems: list[str] = []
         self._said: set[str] = set()
         self._search = search
+        self._place = "/".join(filter(None, (search.entity, search.project)))
         self._is_online = is_online
         self._patience = patience
         self._runs: dict[str, Run] = {}
-        self._ended: deque[Path] = deque(maxlen=N_UNFLUSHED)
+        self._ended: deque[Path] = deque()
+        self._torn: list[Path] = []
+        self._slowest = 0.0  # seconds that the server took to open or close a run
+        self._waited = 0.0  # seconds that the work in hand has waited for its turn
         self._restarts = 0
         self._has_given_up = False
         self._must_hurry = threading.Event()
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[float, Callable[[], None] | None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="wandb-writer", daemon=True)
         self._thread.start()
 
@@ -76,16 +86,22 @@ class RunWriter:
         """Whether runs are still sent."""
         return self._is_online
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has not done all its work, though `finish` may have waited."""
+        return self._thread.is_alive()
+
     def put(self, work: Callable[[], None]) -> None:
         """Have one of the methods `start`, `add_row`, `show_best` and `end` called when its turn comes."""
-        self._work.put(work)
+        self._work.put((time.monotonic(), work))
 
     def finish(self, *, is_interrupted: bool, extra_seconds: float = 0.0) -> None:
         """Wait, for a bounded time, until all work is done. What is still open then ends as interrupted."""
-        self._work.put(self._end_open_runs)
-        self._work.put(self._await_files)
-        self._work.put(None)
+        for work in (self._end_open_runs, self._await_files, None):
+            self._work.put((time.monotonic(), work))
         seconds = self._patience.interrupted if is_interrupted else self._patience.end
+        if self._is_slow():
+            seconds = min(seconds, self._patience.behind)
         self._thread.join(seconds + extra_seconds)
         self._must_hurry.set()
         self._thread.join(LAST_SECONDS)
@@ -146,8 +162,11 @@ class RunWriter:
             self._open(run)
         run.handle.summary.update(summary_of(run, exit_code))
         run.handle.tags = (*self._search.tags, status_of(run, exit_code))
-        run.handle.finish(exit_code=exit_code)
+        with self._timed(run):
+            run.handle.finish(exit_code=exit_code)
         self._ended.append(Path(run.handle.sync_dir, f"run-{run_id}.wandb"))
+        if len(self._ended) > N_UNFLUSHED:
+            self._torn += filter(is_torn, [self._ended.popleft()])
         del self._runs[run_id]
 
     def _end_open_runs(self) -> None:
@@ -173,12 +192,19 @@ class RunWriter:
         deadline = time.monotonic() + 2 * FLUSH_SECONDS
         while time.monotonic() < deadline and not all(has_ended(path) for path in self._ended):
             time.sleep(0.01)
+        self._torn += filter(is_torn, self._ended)
+        if self._torn:
+            self._say("torn", why_torn(self._torn, self._search.folder / "wandb"))
 
     # The thread, and how it recovers.
 
     def _serve(self) -> None:
         self._do(self._silence)
-        while (work := self._work.get()) is not None:
+        while True:
+            put_at, work = self._work.get()
+            if work is None:
+                return
+            self._waited = time.monotonic() - put_at
             self._do(work)
 
     def _silence(self) -> None:
@@ -199,11 +225,10 @@ class RunWriter:
     def _recover(self, error: Exception) -> None:
         """Start W&B's process anew, offline if the failure was online, and write the open runs again."""
         logger.debug("W&B failed", exc_info=error)
-        reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
         self._restarts += 1
         if self._restarts > MAX_RESTARTS:
             self._has_given_up = True
-            self._say("broken", f"W&B keeps failing ({reason}): nothing more is written for it.")
+            self._say("broken", why_broken(error))
             return
         was_online = self._is_online or any(run.is_online for run in self._runs.values())
         self._is_online = False
@@ -212,9 +237,9 @@ class RunWriter:
         except Exception as again:  # noqa: BLE001  as in `_do`
             self._recover(again)
         if was_online:
-            self._say("unreachable", f"W&B cannot be reached ({reason}): its runs stay on disk from here on.")
+            self._say("unreachable", why_offline(error, self._place))
         elif not self._has_given_up:
-            self._say("restarted", f"W&B's process failed ({reason}) and was started anew.")
+            self._say("restarted", f"W&B's process failed ({reason_of(error)}) and was started anew.")
 
     def _restart(self) -> None:
         """End W&B's process and open the open runs in a new one. (Runs that others have open end, too.)"""
@@ -232,15 +257,42 @@ class RunWriter:
             if run.handle is not None:
                 self._open(run)
 
+    def _is_slow(self) -> bool:
+        return self._slowest > self._patience.brisk
+
+    @contextmanager
+    def _timed(self, run: Run) -> Iterator[None]:
+        """Around what waits for the server. One that fails is not slow: it is not asked again."""
+        began = time.monotonic()
+        yield
+        if run.is_online:
+            self._slowest = max(self._slowest, time.monotonic() - began)
+
     # W&B's own calls.
 
     def _open(self, run: Run) -> None:
-        if self._must_hurry.is_set() and self._is_online:
+        falls_behind = self._is_slow() and self._waited > self._patience.behind
+        if self._is_online and (falls_behind or self._must_hurry.is_set()):
             self._is_online = False
-            self._say("slow", "W&B is slower than the search: its last runs stay on disk.")
+            self._say("slow", SLOW)
         run.is_online = self._is_online and not run.stays_offline
         run.handle = None
-        run.handle = wandb.init(
+        with self._timed(run):
+            run.handle = self._init(run)
+        if run.is_online:  # the server knows best what it has
+            run.known = set(range(run.handle.starting_step)) if run.handle.resumed else set()
+        run.handle.define_metric("*", step_metric="epoch")
+        for name, goal in GOALS.items():
+            run.handle.define_metric(name, step_metric="epoch", summary=f"{BEST_OF[goal].__name__},last")
+        if run.is_online and run.handle.resumed:  # the server's values would stay
+            run.handle.config.update(run.facts, allow_val_change=True)
+        for epoch in sorted(run.rows.keys() - run.known):
+            self._log(run, epoch)
+        if run.best is not None:
+            self._log_best(run, run.best)
+
+    def _init(self, run: Run) -> Any:
+        return wandb.init(
             id=run.start.id,
             name=run.start.name,
             config={**run.start.config, **run.facts},
@@ -255,17 +307,6 @@ class RunWriter:
             reinit="create_new",
             settings=self._settings(run),
         )
-        if run.is_online:  # the server knows best what it has
-            run.known = set(range(run.handle.starting_step)) if run.handle.resumed else set()
-        run.handle.define_metric("*", step_metric="epoch")
-        for name, goal in GOALS.items():
-            run.handle.define_metric(name, step_metric="epoch", summary=f"{BEST_OF[goal].__name__},last")
-        if run.is_online and run.handle.resumed:  # the server's values would stay
-            run.handle.config.update(run.facts, allow_val_change=True)
-        for epoch in sorted(run.rows.keys() - run.known):
-            self._log(run, epoch)
-        if run.best is not None:
-            self._log_best(run, run.best)
 
     def _log(self, run: Run, epoch: int) -> None:
         run.handle.log(dict(run.rows[epoch]), step=epoch, commit=True)

@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 TIMEOUT_SECONDS = 600
@@ -24,18 +26,26 @@ class Ran:
         return json.loads(self.out)
 
 
-def run(module: str, *arguments: str | Path, cwd: Path, cache: Path) -> Ran:
-    """Run `python -m tune_inat.MODULE` in a folder, with a cache of its own and no W&B key."""
-    return run_python("-m", f"tune_inat.{module}", *arguments, cwd=cwd, cache=cache)
+def run(
+    module: str,
+    *arguments: str | Path,
+    cwd: Path,
+    cache: Path,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Ran:
+    """Run `python -m tune_inat.MODULE` in a folder, with a cache of its own and no W&B key but one given."""
+    return run_python("-m", f"tune_inat.{module}", *arguments, cwd=cwd, cache=cache, environment=environment)
 
 
-def run_python(*arguments: str | Path, cwd: Path, cache: Path) -> Ran:
-    """Run Python in a folder, with a cache of its own and no W&B key."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+def run_python(
+    *arguments: str | Path, cwd: Path, cache: Path, environment: Mapping[str, str] = MappingProxyType({})
+) -> Ran:
+    """Run Python in a folder, with a cache of its own and no W&B key but a given one."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     process = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
-        env={**environment, "TUNE_INAT_CACHE": str(cache)},
+        env={**inherited, **environment, "TUNE_INAT_CACHE": str(cache)},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_SECONDS,
