@@ -21,6 +21,7 @@ from tune_inat.config import TrialConfig
 from tune_inat.devices import Devices
 from tune_inat.ending import Ending
 from tune_inat.errors import EXIT_INTERRUPTED, UserError
+from tune_inat.failures import take_memory_kills_for_deaths
 from tune_inat.families import FAILURE, FamilySearcher
 from tune_inat.hangs import SIGN_SECONDS, HangWatch
 from tune_inat.job import Job
@@ -99,6 +100,7 @@ def run_trials(
         callbacks: more of Tune's callbacks (W&B).
     """
     job, devices, ending = run.job, run.devices, run.ending
+    take_memory_kills_for_deaths()
     with tempfile.TemporaryDirectory(prefix="tune_inat-") as scratch:
         stop_file = Path(scratch) / "stop"
         scheduler = make_scheduler(
