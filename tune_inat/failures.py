@@ -1,12 +1,14 @@
 """Why a trial failed, in words for people, from what Ray and the machine know of it."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ray import cloudpickle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from tune_inat.micro_batches import is_out_of_memory
 
@@ -24,6 +26,24 @@ class Failure:
 
     reason: str
     is_of_memory: bool = False
+
+
+def take_memory_kills_for_deaths() -> None:
+    """Have Tune treat a process that Ray's memory monitor has ended like any that died.
+
+    Tune 2.60 does not know that error: it would end the whole search with it.
+    """
+    manager: Any = RayActorManager
+    manager._actor_task_failed = _fail_task
+
+
+_fail_task_as_ray_does: Callable[[Any, Any, Exception], None] = RayActorManager._actor_task_failed
+
+
+def _fail_task(manager: Any, tracked_actor_task: Any, exception: Exception) -> None:
+    if isinstance(exception, OutOfMemoryError):
+        exception = RayActorError(error_msg=str(exception))
+    _fail_task_as_ray_does(manager, tracked_actor_task, exception)
 
 
 class OutOfMemoryKills:

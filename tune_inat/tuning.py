@@ -19,6 +19,7 @@ from tune_inat.config import TrialConfig
 from tune_inat.devices import Devices
 from tune_inat.ending import Ending
 from tune_inat.errors import UserError
+from tune_inat.failures import take_memory_kills_for_deaths
 from tune_inat.families import FAILURE, FamilySearcher
 from tune_inat.hangs import SIGN_SECONDS, HangWatch
 from tune_inat.interrupts import interruptible
@@ -101,6 +102,7 @@ def run_trials(
     """
     keep_keys_out_of_commands()
     job, devices, ending = run.job, run.devices, run.ending
+    take_memory_kills_for_deaths()
     with scratch_folder() as scratch:
         stop_file = scratch / "stop"
         scheduler = make_scheduler(

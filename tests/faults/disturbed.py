@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,22 +93,24 @@ def running_search(
     name: str,
     before: str = "",
     python_path: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[RunningSearch]:
     """Start a search of this name in a folder.
 
     Args:
         before: Python that the command's process does first.
         python_path: a folder to find modules in, for all processes of the search.
+        environment: more variables of theirs.
     """
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    environment["TUNE_INAT_CACHE"] = str(cache)
+    known = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    known |= {"TUNE_INAT_CACHE": str(cache), **(environment or {})}
     if python_path is not None:
-        paths = [str(python_path), *filter(None, [environment.get("PYTHONPATH")])]
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
+        paths = [str(python_path), *filter(None, [known.get("PYTHONPATH")])]
+        known["PYTHONPATH"] = os.pathsep.join(paths)
     process = subprocess.Popen(
         [sys.executable, "-c", f"{before}\n{START}", *map(str, arguments), "--name", name],
         cwd=cwd,
-        env=environment,
+        env=known,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -19,7 +19,7 @@ from tune_inat.store import Store
 pytestmark = pytest.mark.end_to_end
 
 NAN, KILLED, LOST, HANGING = 1e38, 1e-3, 2e-3, 3e-3  # the learning rates of the trials, in their order
-N_EPOCHS = 6
+N_EPOCHS = 5
 SWEEP = f"""
 method: grid
 metric: {{name: val_accuracy, goal: maximize}}
