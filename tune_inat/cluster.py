@@ -12,6 +12,7 @@ import ray
 
 from tune_inat.devices import Cluster, Node
 from tune_inat.errors import ResourceError
+from tune_inat.interrupts import listen_again
 
 # Measured on 2 cores with Ray 2.60, these take Tune's start from 5 s to 1.5 s and its
 # output to nothing. A trial's clean-up may take 30 s (it saves its state) before its process is given up.
@@ -98,6 +99,7 @@ def ray_session(address: str | None, *, n_gpus: int | None = None) -> Iterator[C
 
     def wait() -> Cluster:
         is_started.wait()
+        listen_again()
         if failure:
             raise _why_no_ray(address, failure[0]) from failure[0]
         return cluster_of(ray.nodes())  # type: ignore[no-untyped-call]

@@ -30,6 +30,7 @@ class Interruption:
         if self.is_requested:
             os._exit(EXIT_CODE)
         self.is_requested = True
+        self.settle()  # the alarm that Ray's own handler has set, where that came first
         if self._end is None:
             raise KeyboardInterrupt
         signal.setitimer(signal.ITIMER_REAL, self._within_seconds)
@@ -59,6 +60,7 @@ class Interruption:
 
 
 _listening: Interruption | None = None  # of this process
+_heard: list[signal.Signals] = []
 
 
 @contextmanager
@@ -69,20 +71,27 @@ def interruptible() -> Iterator[Interruption]:
     cannot listen.
     """
     global _listening
+    listen_again()
     if _listening is not None or threading.current_thread() is not threading.main_thread():
         yield _listening or Interruption()
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    heard = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
+    _heard[:] = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
     _listening = interruption = Interruption()
-    for number in heard:
-        signal.signal(number, interruption.request)
+    listen_again()
     try:
         yield interruption
     finally:
         _listening = None
-        for number in heard:
+        for number in _heard:
             signal.signal(number, before[number])
+
+
+def listen_again() -> None:
+    """Take the signals back from Ray, which prints a stack on SIGTERM and aborts three seconds later."""
+    if _listening is not None and threading.current_thread() is threading.main_thread():
+        for number in _heard:
+            signal.signal(number, _listening.request)
 
 
 @contextmanager

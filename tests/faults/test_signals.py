@@ -1,0 +1,84 @@
+"""Ctrl-C and SIGTERM, in every phase of a search: it ends soon, shows what is done, and goes on afterwards."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.processes import PROBES, Running, Search, new_search, reported_twice, table_of
+from tests.wandb_files import read_offline_runs
+from tune_inat.errors import EXIT_INTERRUPTED
+
+pytestmark = pytest.mark.end_to_end
+
+PROMPT_SECONDS = 30.0  # it takes 2 to 5; without an end of its own the search would run for longer
+
+
+def says(text: str) -> Callable[[Running, Search], bool]:
+    return lambda running, search: text in running.text
+
+
+def has_begun_ray(running: Running, search: Search) -> bool:
+    return any("gcs_server" in process.command for process in running.processes())
+
+
+def has_trained(running: Running, search: Search) -> bool:
+    return sum(event["event"] == "epoch" for event in search.events()) > 3
+
+
+# In the order in which a search comes to them. Ctrl-C reaches all processes of a terminal.
+PHASES = {
+    "hashing or decoding": (says("Decoding images"), signal.SIGINT),
+    "before Ray is up": (has_begun_ray, signal.SIGTERM),
+    "frozen layers": (says("Frozen layers up to"), signal.SIGINT),
+    "training": (has_trained, signal.SIGINT),
+    "export": (says("Testing and exporting"), signal.SIGTERM),
+}
+
+
+def interrupt(running: Running, how: signal.Signals) -> None:
+    if how == signal.SIGINT:
+        os.killpg(running.popen.pid, how)
+    else:
+        running.popen.send_signal(how)
+
+
+def test_search_interrupted_in_each_phase_goes_on_and_ends_as_if_it_never_was(tmp_path: Path) -> None:
+    search = new_search(tmp_path / "interrupted", PROBES, "--wandb", "offline", "--max-concurrent", "1")
+    for phase, (is_there, how) in PHASES.items():
+        running = search.start()
+        running.await_that(lambda is_there=is_there, running=running: is_there(running, search))
+        interrupt(running, how)
+        assert running.wait(PROMPT_SECONDS) == EXIT_INTERRUPTED, f"{phase}: {running.text}"
+        assert "Traceback" not in running.text, phase
+        assert "Go on:  python -m tune_inat.search --space tiny.yaml" in running.text, phase
+        if search.events():  # there was something to show
+            assert search.summary["status"] == "INTERRUPTED"
+            assert (search.folder / "report.html").stat().st_size > 0
+            ended = {event["trial_id"]: event["status"] for event in search.events() if event["event"] == "end"}
+            shown = {trial["trial_id"]: trial["status"] for trial in search.summary["trials"]}
+            assert ended.items() <= shown.items()
+            runs = read_offline_runs(search.folder)
+            assert {run.exit_code for run in runs.values()} <= {0, 255}, phase
+    assert search.run().popen.returncode == 0
+    assert reported_twice(search.events()) == []
+    undisturbed = new_search(tmp_path / "undisturbed", PROBES, "--wandb", "disabled", "--max-concurrent", "1")
+    assert undisturbed.run().popen.returncode == 0
+    assert table_of(search.summary) == table_of(undisturbed.summary)
+    assert search.summary["best"] == undisturbed.summary["best"]
+
+
+def test_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    search = new_search(tmp_path, PROBES, "--wandb", "offline")
+    running = search.start()
+    running.await_that(lambda: has_trained(running, search))
+    interrupt(running, signal.SIGINT)
+    time.sleep(0.3)  # two that come together are one
+    interrupt(running, signal.SIGINT)
+    assert running.wait(PROMPT_SECONDS) == EXIT_INTERRUPTED
+    running.seconds_until_idle()
+    assert search.run().popen.returncode == 0
+    assert reported_twice(search.events()) == []
