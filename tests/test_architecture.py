@@ -14,9 +14,9 @@ PACKAGE = Path(tune_inat.__file__).parent
 FLOORS = """
 errors config meter objective wording distributions yaml_lines disk
 sweep_schema sweep parameters sweep_report space
-store settings runs rows ledger metrics significance calibration pictures augment folders download archive
-remote contents audit devices cuts origins standings tables progress
-images data
+store settings runs rows ledger metrics significance calibration augment folders download archive
+likeness pictures remote contents devices cuts origins standings tables progress
+images facts splits audit data
 recipe weights architectures backbone freeze graph convolutions tracing
 states wandb_files wandb_charts wandb_runs wandb_writer tracking
 frozen features sources leaderboard onnx_export export model_card labelled predict
