@@ -24,6 +24,17 @@ def photo(height: int, width: int) -> PixelArray:
     return np.stack([red, green, np.full((height, width), 90.0)], 2).round().astype(np.uint8)
 
 
+def scene(seed: int, height: int = 120, width: int = 160) -> PixelArray:
+    """(height, width, 3) shapes of all sizes, as a photograph has them: no two seeds look alike."""
+    draws = np.random.default_rng(seed)
+    whole = np.zeros((height, width, 3))
+    for side, strength in ((3, 60.0), (8, 40.0), (20, 25.0)):
+        part = Image.fromarray(draws.integers(0, 256, (side, side, 3), np.uint8))
+        large = part.resize((width, height), Image.Resampling.BICUBIC)
+        whole += (np.asarray(large, np.float64) - 128) * strength / 128
+    return np.clip(whole + 128, 0, 255).round().astype(np.uint8)
+
+
 def encode(pixels: PixelArray | Image.Image, file_format: str, **options: Any) -> bytes:
     """The bytes of an image file."""
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)

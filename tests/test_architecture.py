@@ -15,9 +15,9 @@ FLOORS = """
 interrupts errors config meter life objective wording distributions yaml_lines disk private scratch
 tries ending hangs micro_batches
 sweep_schema sweep parameters sweep_report space
-store settings runs rows ledger metrics significance calibration pictures augment folders download archive
-remote contents audit devices cuts origins standings tables board notebook progress
-images data
+store settings runs rows ledger metrics significance calibration augment folders download archive
+likeness pictures remote contents devices cuts origins standings tables board notebook progress
+images facts splits audit data
 recipe weights architectures backbone freeze graph convolutions tracing
 states wandb_files wandb_faults wandb_charts wandb_runs wandb_writer tracking
 frozen features sources leaderboard onnx_export export model_card labelled predict

@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 
 from tests.image_files import encode, noise, photo, write_classes
-from tune_inat.audit import Audit, audit_folder, to_json, to_text
+from tune_inat.audit import Audit, to_json, to_text
 from tune_inat.data import find_images
+from tune_inat.facts import load_facts
 from tune_inat.meter import SilentMeter
+from tune_inat.store import Store
 
 
 def audit(root: Path, cache: Path) -> Audit:
     folder = find_images(str(root), cache=cache, meter=SilentMeter())
-    return audit_folder(folder, n_workers=2, meter=SilentMeter())
+    files = {file.content: file.path for file in folder.files}
+    return Audit(folder, load_facts(Store(cache), files, n_workers=2, meter=SilentMeter()))
 
 
 def test_files_are_counted_by_class_and_part(hostile_path: Path, own_cache: Path) -> None:
@@ -55,7 +58,8 @@ def test_all_that_cannot_be_read_is_named_with_its_reason(tmp_path: Path, own_ca
 def test_files_of_the_same_content_are_named_together(tmp_path: Path, own_cache: Path) -> None:
     write_classes(tmp_path, {"a": 2, "b": 2})
     shutil.copy(tmp_path / "a" / "0.png", tmp_path / "b" / "copy.png")
-    assert audit(tmp_path, own_cache).duplicates == ((tmp_path / "a" / "0.png", tmp_path / "b" / "copy.png"),)
+    (same,) = audit(tmp_path, own_cache).duplicates()
+    assert [file.path for file in same] == [tmp_path / "a" / "0.png", tmp_path / "b" / "copy.png"]
 
 
 def test_text_and_json_say_the_same(tmp_path: Path, own_cache: Path) -> None:

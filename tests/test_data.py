@@ -4,8 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +20,35 @@ from tune_inat.folders import ImageFolder
 from tune_inat.meter import SilentMeter
 from tune_inat.origins import INATURALIST
 
+FINGERPRINT = "8187257b9c4d63df215328e96aa6e25b"
+
 
 def find(root: Path | str, cache: Path) -> ImageFolder:
     return find_images(str(root), cache=cache, meter=SilentMeter())
 
 
 def split(
-    folder: ImageFolder, *, seed: int = 0, unreadable: Mapping[str, str] | None = None, skip: bool = False
+    folder: ImageFolder,
+    *,
+    seed: int = 0,
+    unreadable: Mapping[str, str] | None = None,
+    skip: bool = False,
+    near: Sequence[tuple[str, str]] = (),
+    allow_leakage: bool = False,
 ) -> DataSet:
     """Split a folder whose images are all readable but those given."""
     bad = unreadable or {}
     contents = sorted({file.content for file in folder.files})
     row_of = {content: row for row, content in enumerate(contents) if content not in bad}
-    return split_images(folder, row_of=row_of, unreadable=bad, seed=seed, skip_bad_images=skip)
+    return split_images(
+        folder,
+        row_of=row_of,
+        unreadable=bad,
+        seed=seed,
+        skip_bad_images=skip,
+        near=near,
+        allow_leakage=allow_leakage,
+    )
 
 
 def parts_of(data: DataSet) -> dict[str, Split]:
@@ -152,6 +169,99 @@ def test_image_under_two_labels_stays_in_one_part(tmp_path: Path, own_cache: Pat
     folder = find(tmp_path, own_cache)
     parts = [set(contents) for contents in contents_of(split(folder), folder).values()]
     assert sum(len(part) for part in parts) == len(set.union(*parts)) == 10
+
+
+def contents_by_label(folder: ImageFolder) -> list[list[str]]:
+    """The contents of each class, sorted."""
+    labels = range(len(folder.classes))
+    return [sorted(file.content for file in folder.files if file.label == label) for label in labels]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_near_copies_stay_in_one_part(tmp_path: Path, own_cache: Path, seed: int) -> None:
+    write_classes(tmp_path, {"a": 40, "b": 40})
+    folder = find(tmp_path, own_cache)
+    a, b = contents_by_label(folder)
+    near = [*zip(a[::4], a[1::4], strict=True), *zip(a[1::4], a[2::4], strict=True), (a[3], b[5])]
+    data = split(folder, near=near, seed=seed)
+    parts = {c: name for name, contents in contents_of(data, folder).items() for c in contents}
+    assert all(parts[one] == parts[other] for one, other in near)
+    assert [list(np.bincount(part.labels)) for part in (data.test, data.val) if part is not None] == [
+        pytest.approx([8, 8], abs=1),
+        pytest.approx([6, 6], abs=1),
+    ]
+
+
+def test_split_without_near_copies_is_as_it_was(tmp_path: Path, own_cache: Path) -> None:
+    # The fingerprint of these files as the version before near copies gave it: searches go on.
+    write_classes(tmp_path, {"a": 12, "b": 9})
+    assert split(find(tmp_path, own_cache)).fingerprint == FINGERPRINT
+
+
+def test_class_of_near_copies_alone_is_split_all_the_same_and_said(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"a": 20, "b": 20})
+    folder = find(tmp_path, own_cache)
+    a, b = contents_by_label(folder)
+    data = split(folder, near=[*pairwise(a), (b[0], b[1])])
+    assert [list(np.bincount(part.labels)) for part in parts_of(data).values()] == [
+        [13, 13],
+        [3, 3],
+        [4, 4],
+    ]
+    (notice,) = data.notices
+    assert "near copies make up too much of a to be kept in one part" in notice
+
+
+def test_large_set_of_near_copies_is_trained_on(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"a": 40, "b": 40})
+    folder = find(tmp_path, own_cache)
+    a, _ = contents_by_label(folder)
+    data = split(folder, near=list(pairwise(a[:15])))
+    assert set(a[:15]) <= set(contents_of(data, folder)["train"])
+    assert data.notices == ()
+
+
+def test_image_in_two_given_parts_is_an_error_with_both_names(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"train/a": 4, "train/b": 4, "val/a": 3, "val/b": 3, "test/a": 2, "test/b": 2})
+    shutil.copy(tmp_path / "train/a/0.png", tmp_path / "test/a/copy.png")
+    shutil.copy(tmp_path / "val/a/0.png", tmp_path / "test/b/copy.png")
+    folder = find(tmp_path, own_cache)
+    with pytest.raises(DataError) as caught:
+        split(folder)
+    advice = "Keep each image in one part, or go on all the same with --allow-leakage."
+    assert caught.value.problems == (
+        "1 image is both in train and in test:\n"
+        f"  {tmp_path}/train/a/0.png = {tmp_path}/test/a/copy.png\n{advice}",
+        "1 image is both in val and in test:\n"
+        f"  {tmp_path}/val/a/0.png = {tmp_path}/test/b/copy.png\n{advice}",
+    )
+    assert {name: len(part.rows) for name, part in parts_of(split(folder, allow_leakage=True)).items()} == {
+        "train": 8,
+        "val": 6,
+        "test": 6,
+    }
+
+
+def test_test_that_is_train_again_is_said_to_be_so(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"train/a": 15, "train/b": 15})
+    (tmp_path / "test").symlink_to(tmp_path / "train")
+    with pytest.raises(DataError) as caught:
+        split(find(tmp_path, own_cache))
+    assert "30 images are both in train and in test; test has no other:" in str(caught.value)
+    assert "... and 10 more" in str(caught.value)
+
+
+def test_all_that_is_wrong_comes_at_once(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"train/a": 4, "train/b": 1, "test/a": 2})
+    shutil.copy(tmp_path / "train/a/0.png", tmp_path / "test/a/copy.png")
+    folder = find(tmp_path, own_cache)
+    bad = next(file.content for file in folder.files if file.path.name == "1.png")
+    with pytest.raises(DataError) as caught:
+        split(folder, unreadable={bad: "is empty"})
+    assert len(caught.value.problems) == 3
+    assert "cannot be read" in caught.value.problems[0]
+    assert "both in train and in test" in caught.value.problems[1]
+    assert "class b has 1 different readable images" in caught.value.problems[2]
 
 
 def test_given_parts_are_kept(tmp_path: Path, own_cache: Path) -> None:

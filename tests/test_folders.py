@@ -69,12 +69,23 @@ def test_class_may_be_called_train(tmp_path: Path) -> None:
 def test_nested_folders_belong_to_their_class(tmp_path: Path) -> None:
     touch(tmp_path, "a/x/y/1.png", "a/2.JPG", "b/1.TiFf")
     assert [path for _, _, path in listed(tmp_path)] == ["a/2.JPG", "a/x/y/1.png", "b/1.TiFf"]
+    assert read(tmp_path).notices == (
+        f"Took 1 image from folders within those of classes: {tmp_path}/a/x/y.",
+    )
 
 
 def test_hidden_and_foreign_things_do_not_count(tmp_path: Path) -> None:
-    touch(tmp_path, "a/1.png", "b/1.png", "a/._1.png", "a/.cache/2.png", ".git/3.png", "__MACOSX/a/1.png")
+    touch(tmp_path, "a/1.png", "b/1.png", "a/._1.png", "a/.DS_Store", ".git/3.png", "__MACOSX/a/1.png")
     assert len(listed(tmp_path)) == 2
     assert read(tmp_path).notices == ()
+
+
+def test_hidden_images_of_a_class_do_not_count_and_are_noticed(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png", "b/1.png", "a/.ipynb_checkpoints/1.png", "b/.2.png")
+    assert len(listed(tmp_path)) == 2
+    assert read(tmp_path).notices == (
+        f"Passed over what is hidden (2): {tmp_path}/a/.ipynb_checkpoints, {tmp_path}/b/.2.png.",
+    )
 
 
 def test_other_files_are_ignored_and_counted(tmp_path: Path) -> None:
@@ -137,9 +148,19 @@ def test_class_unknown_to_train_is_an_error_with_the_nearest(tmp_path: Path) -> 
     with pytest.raises(DataError) as caught:
         read(tmp_path)
     assert set(caught.value.problems) == {
-        f"{tmp_path}/val/apple: train has no such class. Did you mean Apple?",
+        f'{tmp_path}/val/apple: train has no such class. "Apple" and "apple" differ in case, spaces or the '
+        "form of characters only: give both the same name.",
         f"{tmp_path}/test/plum: train has no such class.",
     }
+
+
+@pytest.mark.parametrize("other", ["apple", "Apple ", "\uff21pple"], ids=["case", "space", "full width"])
+def test_classes_whose_names_look_the_same_are_noticed(tmp_path: Path, other: str) -> None:
+    touch(tmp_path, "Apple/1.png", f"{other}/1.png", "pear/1.png")
+    (notice,) = read(tmp_path).notices
+    assert "are 2 classes, though the names differ in case, spaces or the form of characters only" in notice
+    assert '"Apple"' in notice
+    assert f'"{other}"' in notice
 
 
 def test_all_problems_come_at_once(tmp_path: Path) -> None:

@@ -229,6 +229,8 @@ class _Conductor:
     def _say_notices(self) -> None:
         for notice in (*self._inputs.space.notices, *self._inputs.data.notices):
             self._terminal.say(notice)
+        for warning in self._inputs.audit.warnings():
+            self._terminal.warn(warning)
 
     def _records(self) -> dict[str, TrialRecord]:
         """What the ledger has on trials of this space. Under a name it may know others, too."""

@@ -4,7 +4,7 @@ import difflib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -137,10 +137,12 @@ class _Survey:
     notices: list[str] = field(default_factory=list)
     unreadable: list[tuple[Path, str]] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)  # by suffix
+    hidden: list[Path] = field(default_factory=list)  # images and folders within class folders
+    nested: Counter[Path] = field(default_factory=Counter)  # images, by the folder below a class folder
     _listed: dict[Path, list[Path]] = field(default_factory=dict)
 
     def entries(self, folder: Path) -> Iterator[tuple[Path, bool]]:
-        """The visible entries of a folder, sorted, each with whether it is a folder (links followed)."""
+        """The entries of a folder, sorted, each with whether it is a folder (links followed)."""
         try:
             with os.scandir(folder) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)
@@ -148,7 +150,7 @@ class _Survey:
             self.unreadable.append((folder, f"cannot be listed ({os.strerror(error.errno or 0)})"))
             return
         for entry in entries:
-            if not _is_passed_over(entry.name):
+            if not entry.name.startswith("._") and entry.name not in FOREIGN_FOLDERS:
                 yield folder / entry.name, _is_folder(entry)
 
     def subfolders(self, folder: Path) -> list[Path]:
@@ -157,6 +159,8 @@ class _Survey:
             return self._listed[folder]
         subfolders, n_images = [], 0
         for path, is_folder in self.entries(folder):
+            if path.name.startswith("."):
+                continue
             if is_folder:
                 subfolders.append(path)
             elif _suffix(path.name) in IMAGE_SUFFIXES:
@@ -180,10 +184,14 @@ class _Survey:
                 continue
             seen.add(identity)
             for path, is_folder in self.entries(current):
-                if is_folder:
+                is_image = not is_folder and _suffix(path.name) in IMAGE_SUFFIXES
+                if path.name.startswith("."):
+                    self.hidden += [path] if is_folder or is_image else []
+                elif is_folder:
                     waiting.append(path)
-                elif _suffix(path.name) in IMAGE_SUFFIXES:
+                elif is_image:
                     images.append(path)
+                    self.nested[current] += current != folder
                 else:
                     self.ignored[_suffix(path.name)] += 1
         return images
@@ -201,6 +209,12 @@ class _Survey:
         else:
             empty = [name for name in sorted(by_class) if not by_class[name]]
             self.problems += [f"{shown(folder / name)}: has no images." for name in empty]
+            self.notices += [
+                f"{shown(folder)}: {name_some([_quoted(name) for name in same])} are {len(same)} classes, "
+                "though the names differ in case, spaces or the form of characters only."
+                for same in _group_by_look(by_class)
+                if len(same) > 1
+            ]
         if len(by_class) == 1:
             only = folder / next(iter(by_class))
             hint = f" Did you mean {shown(only)}?" if self.subfolders(only) else ""
@@ -224,10 +238,18 @@ class _Survey:
             self.notices.append(f"{shown(folder)}: has no images of {name_some(missing)}.")
 
     def all_notices(self) -> tuple[str, ...]:
-        """The notices, with one on the files that were ignored for their names."""
+        """The notices, with those on what lies in depth and on what was passed over for its name."""
+        notices = list(self.notices)
+        if n_nested := self.nested.total():
+            images = "1 image" if n_nested == 1 else f"{n_nested:,} images"
+            folders = [str(folder) for folder, n in self.nested.items() if n]
+            notices.append(f"Took {images} from folders within those of classes: {name_some(folders)}.")
+        if self.hidden:
+            names = name_some([str(path) for path in self.hidden])
+            notices.append(f"Passed over what is hidden ({len(self.hidden):,}): {names}.")
         n_ignored = self.ignored.total()
         if not n_ignored:
-            return tuple(self.notices)
+            return tuple(notices)
         kinds = ", ".join(
             f"{shown(suffix) or 'no suffix'} {n}" for suffix, n in self.ignored.most_common(N_NAMES)
         )
@@ -236,7 +258,7 @@ class _Survey:
             if n_ignored == 1
             else f"{n_ignored} files that are no images by their names"
         )
-        return (*self.notices, f"Ignored {files}: {kinds}.")
+        return (*notices, f"Ignored {files}: {kinds}.")
 
 
 def _find_parts(root: Path, parts: Mapping[str, Part], survey: _Survey) -> dict[Part, Path]:
@@ -288,7 +310,27 @@ def _class_name(folder: Path) -> str:
     return unicodedata.normalize("NFC", os.fsencode(folder.name).decode("utf-8", "backslashreplace"))
 
 
+def _look(name: str) -> str:
+    """What is the same for names that differ in case, spaces or the form of characters only."""
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def _group_by_look(names: Iterable[str]) -> list[list[str]]:
+    by_look: dict[str, list[str]] = {}
+    for name in sorted(names):
+        by_look.setdefault(_look(name), []).append(name)
+    return list(by_look.values())
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
+
+
 def _nearest(name: str, classes: Sequence[str]) -> str:
+    same = [known for known in classes if _look(known) == _look(name)]
+    if same:
+        names = f"{_quoted(shown(same[0]))} and {_quoted(shown(name))}"
+        return f" {names} differ in case, spaces or the form of characters only: give both the same name."
     by_folded = {known.casefold(): known for known in classes}
     near = difflib.get_close_matches(name.casefold(), by_folded, n=1)
     return f" Did you mean {shown(by_folded[near[0]])}?" if near else ""

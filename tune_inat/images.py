@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,14 @@ from tune_inat.disk import check_room, reserve, writing
 from tune_inat.errors import DataError
 from tune_inat.interrupts import worker_threads
 from tune_inat.meter import Meter
-from tune_inat.pictures import UnreachableImage, UnreadableImage, read_picture, strict_pillow
+from tune_inat.pictures import (
+    PictureFacts,
+    UnreachableImage,
+    UnreadableImage,
+    read_and_inspect,
+    read_picture,
+    strict_pillow,
+)
 from tune_inat.store import Store, hash_of, write_atomically
 
 if TYPE_CHECKING:
@@ -58,6 +65,7 @@ class Pixels:
         unreadable: why each other image cannot be read, by content.
         key: names these pixels in the store, and what is derived from them.
         n_decoded: images decoded by this call; 0 when all came from the store.
+        facts: what was asked for of the images decoded by this call, by content.
     """
 
     array: PixelArray
@@ -65,6 +73,7 @@ class Pixels:
     unreadable: Mapping[str, str]
     key: str
     n_decoded: int
+    facts: Mapping[str, PictureFacts] = field(default_factory=dict)
 
 
 def decode(path: Path, size: int, view: View | None = None, content: str = "") -> PixelArray:
@@ -123,11 +132,13 @@ def load_pixels(
     view: View | None = None,
     n_workers: int,
     meter: Meter,
+    with_facts: bool = False,
 ) -> Pixels:
     """All images at one size, decoded by `n_workers` threads unless the store has them.
 
     Args:
         files: where an image of each content lies. Rows are in the order of sorted contents.
+        with_facts: keep the facts of the images that are decoded now; of plain pictures, not of views.
 
     Raises:
         DataError: the disk fails to give files back. That is not kept: the next call tries again.
@@ -136,10 +147,11 @@ def load_pixels(
     contents = sorted(files)
     key = pixels_key(contents, size=size, view=view)
     n_decoded = 0
+    facts: dict[str, PictureFacts] | None = {} if with_facts else None
 
     def build(folder: Path) -> None:
         nonlocal n_decoded
-        decoding = _Decoding(folder, [(content, files[content]) for content in contents], size, view)
+        decoding = _Decoding(folder, [(content, files[content]) for content in contents], size, view, facts)
         n_decoded = decoding.run(n_workers, meter)
 
     folder = store.get_or_build(KIND, key, build)
@@ -150,6 +162,7 @@ def load_pixels(
         unreadable=unreadable,
         key=key,
         n_decoded=n_decoded,
+        facts=facts or {},
     )
 
 
@@ -180,11 +193,19 @@ def _to_square(picture: "Image", size: int, view: View | None, content: str) -> 
 class _Decoding:
     """Decoding files to the rows of a memory-mapped array; it goes on where a killed process stopped."""
 
-    def __init__(self, folder: Path, files: Sequence[tuple[str, Path]], size: int, view: View | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        files: Sequence[tuple[str, Path]],
+        size: int,
+        view: View | None,
+        facts: dict[str, PictureFacts] | None,
+    ) -> None:
         self.folder = folder
         self.files = files
         self.size = size
         self.view = view
+        self.facts = facts  # filled, where they are asked for
 
     def run(self, n_workers: int, meter: Meter) -> int:
         """Decode what is not done. Returns the number of images decoded."""
@@ -215,7 +236,11 @@ class _Decoding:
     def _fill(self, pixels: PixelArray, row: int) -> UnreadableImage | None:
         content, path = self.files[row]
         try:
-            pixels[row] = decode(path, self.size, self.view, content)
+            if self.facts is None or self.view is not None:
+                pixels[row] = decode(path, self.size, self.view, content)
+            else:
+                picture, self.facts[content] = read_and_inspect(path, at_least=SPARE_SCALE * self.size)
+                pixels[row] = _to_square(picture, self.size, None, content)
         except UnreadableImage as error:
             return error
         return None

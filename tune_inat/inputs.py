@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tune_inat.audit import Audit
 from tune_inat.config import TrialConfig
 from tune_inat.contents import hash_content
 from tune_inat.data import DataSet, find_images, split_images
 from tune_inat.disk import nearest_folder, size_of
 from tune_inat.errors import SpaceError, UserError
+from tune_inat.facts import ImageFacts, has_facts, load_facts
 from tune_inat.images import Pixels, has_pixels, load_pixels
 from tune_inat.meter import Meter
 from tune_inat.plan import SearchPlan, check_early_stopping, longest_trial, make_plan
@@ -31,7 +33,8 @@ class Inputs:
     """What a search works on.
 
     `files` says where the image of each content lies; `pixels` is `None` where they are not decoded yet.
-    `weights` has the hash of each file of weights, by the name that trials call it.
+    `audit` has what was found of the images, `weights` the hash of each file of weights, by the name that
+    trials call it.
     """
 
     settings: SearchSettings
@@ -42,6 +45,7 @@ class Inputs:
     pixels: Pixels | None
     data: DataSet
     plan: SearchPlan
+    audit: Audit
     weights: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -72,7 +76,7 @@ def seed_of(fixed: Mapping[str, Any]) -> int:
 def read_inputs(settings: SearchSettings, meter: Meter, store: Store) -> Inputs:
     """Read and check all inputs, decoding the images unless the store has them.
 
-    A dry run does not decode: it takes every image for readable.
+    A dry run does not decode: images that nothing has looked at yet it takes for readable, without copies.
 
     Raises:
         UserError: whatever is wrong with them.
@@ -87,21 +91,31 @@ def read_inputs(settings: SearchSettings, meter: Meter, store: Store) -> Inputs:
     folder = find_images(settings.data, cache=store.root, meter=meter)
     files = {file.content: file.path for file in folder.files}
     size = _first_image_size(space, fixed)
-    pixels = None
-    is_decoded = has_pixels(store, files, size=size)
+    pixels, is_decoded = None, has_pixels(store, files, size=size)
     if not is_decoded and len(files) >= MANY_IMAGES:
         _check_models(space, fixed)
+    n_workers = len(os.sched_getaffinity(0))
+    is_audited = has_facts(store, files)
     if is_decoded or not settings.dry_run:
-        n_workers = len(os.sched_getaffinity(0))
-        pixels = load_pixels(store, files, size=size, n_workers=n_workers, meter=meter)
+        pixels = load_pixels(
+            store, files, size=size, n_workers=n_workers, meter=meter, with_facts=not is_audited
+        )
+    facts = ImageFacts()
+    if is_audited or pixels is not None:
+        known = {} if pixels is None else pixels.facts
+        facts = load_facts(store, files, known=known, n_workers=n_workers, meter=meter)
+    unreadable = facts.unreadable if pixels is None else pixels.unreadable
     data = split_images(
         folder,
-        row_of={name: row for row, name in enumerate(sorted(files))} if pixels is None else pixels.row_of,
-        unreadable={} if pixels is None else pixels.unreadable,
+        row_of={name: row for row, name in enumerate(sorted(files)) if name not in unreadable},
+        unreadable=unreadable,
         seed=seed_of(fixed),
         skip_bad_images=settings.skip_bad_images,
+        near=facts.near,
+        allow_leakage=settings.allow_leakage,
     )
-    return Inputs(settings, space, fixed, store, files, pixels, data, plan, _hash_weights(space, fixed))
+    weights = _hash_weights(space, fixed)
+    return Inputs(settings, space, fixed, store, files, pixels, data, plan, Audit(folder, facts), weights)
 
 
 def open_store(settings: SearchSettings) -> Store:

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tune_inat.likeness import signature_of
+
 if TYPE_CHECKING:  # Pillow is imported where it is used: commands answer before it is loaded
     from PIL.Image import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # what is tried; Pillow's other readers stay shut
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 0.5 GB as RGB
+SIGNATURE_AT_LEAST = 672  # pixels that a JPEG keeps on either side: what the default of 224 px is decoded at
 MAX_BYTES = 2**31  # of a file: an RGBA image of 16 bits and MAX_PIXELS has 1.4 GB
 ORIENTATION_TAG = 0x0112
 BITS_TAG = 0x0102  # of a TIFF file, as the next
@@ -40,11 +43,15 @@ class UnreachableImage(UnreadableImage):
 
 @dataclass(frozen=True)
 class PictureFacts:
-    """What a file says of its image: `format` in Pillow's word, sizes in pixels as stored (not turned)."""
+    """What a file says of its image: `format` in Pillow's word, sizes in pixels as stored (not turned).
+
+    `signature` is that of `likeness.signature_of`, whatever scale the picture was asked for at.
+    """
 
     format: str
     width: int
     height: int
+    signature: bytes = b""
 
 
 def read_picture(path: Path, *, at_least: int | None = None) -> "Image":
@@ -59,9 +66,8 @@ def read_picture(path: Path, *, at_least: int | None = None) -> "Image":
         UnreachableImage: the file system failed.
         UnreadableImage: the content is not a whole image.
     """
-    picture = _load(_read_bytes(path), at_least)
-    with _damage_as_unreadable():
-        return _turn_upright(_to_rgb(picture), picture)
+    data = _read_bytes(path)
+    return _decode(_open(data), data, at_least)
 
 
 def inspect_picture(path: Path) -> PictureFacts:
@@ -70,13 +76,22 @@ def inspect_picture(path: Path) -> PictureFacts:
     Raises:
         UnreadableImage: exactly where `read_picture` does.
     """
+    return read_and_inspect(path, at_least=SIGNATURE_AT_LEAST)[1]
+
+
+def read_and_inspect(path: Path, *, at_least: int) -> tuple["Image", PictureFacts]:
+    """`read_picture` and `inspect_picture` of one decoding; of two where a JPEG's scales differ.
+
+    Raises:
+        UnreadableImage: exactly where `read_picture` does.
+    """
     data = _read_bytes(path)
-    picture = _open(data)
-    facts = PictureFacts(picture.format or "", *picture.size)
-    picture = _load(data, at_least=1)
-    with _damage_as_unreadable():
-        _to_rgb(picture)
-    return facts
+    stored = _open(data)
+    file_format, width, height = stored.format or "", *stored.size
+    rgb = shown = _decode(stored, data, at_least)
+    if _drafted_size(data, at_least) != _drafted_size(data, SIGNATURE_AT_LEAST):
+        shown = _decode(_open(data), data, SIGNATURE_AT_LEAST)
+    return rgb, PictureFacts(file_format, width, height, signature_of(shown))
 
 
 @contextmanager
@@ -128,16 +143,22 @@ def _open(data: bytes) -> "Image":
     return picture
 
 
-def _load(data: bytes, at_least: int | None) -> "Image":
-    """The first frame, decoded to its last pixel."""
-    picture = _open(data)
+def _decode(picture: "Image", data: bytes, at_least: int | None) -> "Image":
+    """The first frame of what `_open` gave, decoded to its last pixel, as RGB and upright."""
     with _damage_as_unreadable():
         if picture.format == "PNG":
             _check_png(data)
         if at_least is not None:
             picture.draft(None, (at_least, at_least))  # None: the mode stays
         picture.load()
-    return picture
+        return _turn_upright(_to_rgb(picture), picture)
+
+
+def _drafted_size(data: bytes, at_least: int) -> tuple[int, int]:
+    """The size that a file is decoded at."""
+    picture = _open(data)
+    picture.draft(None, (at_least, at_least))
+    return picture.size
 
 
 def _check_png(data: bytes) -> None:

@@ -21,6 +21,19 @@ from tune_inat.report_predictions import (
 N_CONFUSIONS = 30
 N_LISTED = 50  # files of the audit
 PARTS = {"test": "test", "val": "validation"}
+AUDIT_LISTS = (
+    ("unreadable", "Files that cannot be read"),
+    ("misnamed", "Files that are named after another format"),
+    ("tiny", "Files of few pixels"),
+    ("extreme_shapes", "Files many times as long as wide"),
+    ("duplicates", "Files with the same content"),
+    ("near_copies", "Files that show nearly the same"),
+    ("copies_between_parts", "Images that stand in two parts"),
+    ("near_copies_between_parts", "Near copies that stand in two parts"),
+    ("two_labels", "Images under two classes"),
+    ("near_copies_of_two_labels", "Near copies under two classes"),
+    ("notices", "Notices"),
+)
 
 
 def model_sections(search: SearchToReport) -> list[Section]:
@@ -53,10 +66,10 @@ def audit_section(search: SearchToReport) -> Section:
             "images", "Images", paragraph("What the images are is written when the search has ended.")
         )
     nested = data.get("audit")
-    audit: Mapping[str, Any] = {**data, **(nested if isinstance(nested, dict) else {})}
+    audit: Mapping[str, Any] = nested if isinstance(nested, dict) else {}
     rows = [
         [name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)]
-        for name, value in audit.items()
+        for name, value in data.items()
         if isinstance(value, str | int | float) and not isinstance(value, bool)
     ]
     parts = [table("The images of this search", [Column("what"), Column("value")], rows)]
@@ -65,6 +78,9 @@ def audit_section(search: SearchToReport) -> Section:
         n = skipped if isinstance(skipped, int) else len(skipped)
         text = f"{n:,} files cannot be read and were left out; python -m tune_inat.data names them."
         parts.append(paragraph(text, class_="alert"))
+    warnings = audit.get("warnings")
+    for warning in warnings if isinstance(warnings, list) else []:
+        parts.append(paragraph(str(warning), class_="alert"))
     parts += _audit_tables(audit)
     return Section("images", "Images", join(parts))
 
@@ -210,7 +226,7 @@ def _mistake(predictions: Predictions, index: int, picture: str | None) -> Html:
 
 def _audit_tables(audit: Mapping[str, Any]) -> list[Html]:
     parts: list[Html] = []
-    counts = next((audit[key] for key in ("counts", "classes") if isinstance(audit.get(key), dict)), None)
+    counts = next((audit[key] for key in ("split", "classes") if isinstance(audit.get(key), dict)), None)
     if counts:
         names = list(dict.fromkeys(part for row in counts.values() if isinstance(row, dict) for part in row))
         rows: list[list[str | Cell]] = [
@@ -227,16 +243,13 @@ def _audit_tables(audit: Mapping[str, Any]) -> list[Html]:
         if isinstance(audit.get(key), dict) and audit[key]:
             pairs = [[str(name), _plain(value)] for name, value in audit[key].items()]
             parts.append(table(title, [Column(head) for head in heads], pairs))
-    for key, title in (
-        ("unreadable", "Files that cannot be read"),
-        ("misnamed", "Files that are named after another format"),
-        ("duplicates", "Files with the same content"),
-        ("notices", "Notices"),
-    ):
-        if isinstance(audit.get(key), list) and audit[key]:
-            items = audit[key]
-            caption = f"{title} ({min(len(items), N_LISTED):,} of {len(items):,})"
-            parts.append(table(caption, [Column("file")], [[_plain(item)] for item in items[:N_LISTED]]))
+    totals = audit.get("totals")
+    for key, title in AUDIT_LISTS:
+        items = audit.get(key)
+        if isinstance(items, list) and items:
+            n = totals.get(key, len(items)) if isinstance(totals, dict) else len(items)
+            caption = f"{title} ({min(len(items), N_LISTED):,} of {n:,})"
+            parts.append(table(caption, [Column("what")], [[_plain(item)] for item in items[:N_LISTED]]))
     return parts
 
 

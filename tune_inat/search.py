@@ -134,6 +134,7 @@ def main(
     cache_gb: Annotated[float | None, _option("cache_gb")] = None,
     dry_run: Annotated[bool, _option("dry_run", "--dry-run")] = False,
     skip_bad_images: Annotated[bool, _option("skip_bad_images", "--skip-bad-images")] = False,
+    allow_leakage: Annotated[bool, _option("allow_leakage", "--allow-leakage")] = False,
     wandb: Annotated[str | None, _option("wandb")] = None,
     wandb_project: Annotated[str | None, _option("wandb_project")] = None,
     wandb_model: Annotated[bool, _option("wandb_model", "--wandb-model")] = False,

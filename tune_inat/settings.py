@@ -50,6 +50,7 @@ class SearchSettings(BaseModel):
     )
     dry_run: bool = Field(False, description="print the plan, with time, memory and disk, and train nothing")
     skip_bad_images: bool = Field(False, description="leave out images that cannot be read")
+    allow_leakage: bool = Field(False, description="accept the same image in two given parts")
     wandb: Literal["online", "offline", "disabled"] | None = Field(None, description="W&B's mode")
     wandb_project: str | None = Field(None, min_length=1, description="W&B's project")
     wandb_model: bool = Field(False, description="keep the best model in W&B, with its trial's run")

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tune_inat.audit import to_short_json
 from tune_inat.inputs import Inputs
 from tune_inat.leaderboard import Effort, TestResult, TrialResult, best_to_json
 from tune_inat.remote import hide_secrets
@@ -59,6 +60,8 @@ def compose_summary(
             "test": 0 if data.test is None else len(data.test.labels),
             "skipped": len(data.skipped),
             "fingerprint": data.fingerprint,
+            "root": str(data.root),
+            "audit": to_short_json(inputs.audit, data.counts()),
         },
         "trials": [result.to_json() for result in ranked],
         "best": None if best is None else best_to_json(best, test, is_exported=is_exported),

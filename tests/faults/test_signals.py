@@ -1,9 +1,10 @@
-"""Ctrl-C and SIGTERM, in every phase of a search: it ends soon, shows what is done, and goes on afterwards."""
+"""Ctrl-C and SIGTERM, in every phase of a search: it ends soon, shows what is done, and goes on later."""
 
 import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def has_begun_ray(running: Running, search: Search) -> bool:
 
 
 def has_trained(running: Running, search: Search) -> bool:
-    return sum(event["event"] == "epoch" for event in search.events()) > 3
+    return len([event for event in search.events() if event["event"] == "epoch"]) > 3
 
 
 # In the order in which a search comes to them. Ctrl-C reaches all processes of a terminal.
@@ -50,7 +51,7 @@ def test_search_interrupted_in_each_phase_goes_on_and_ends_as_if_it_never_was(tm
     search = new_search(tmp_path / "interrupted", PROBES, "--wandb", "offline", "--max-concurrent", "1")
     for phase, (is_there, how) in PHASES.items():
         running = search.start()
-        running.await_that(lambda is_there=is_there, running=running: is_there(running, search))
+        running.await_that(partial(is_there, running, search))
         interrupt(running, how)
         assert running.wait(PROMPT_SECONDS) == EXIT_INTERRUPTED, f"{phase}: {running.text}"
         assert "Traceback" not in running.text, phase
@@ -58,7 +59,8 @@ def test_search_interrupted_in_each_phase_goes_on_and_ends_as_if_it_never_was(tm
         if search.events():  # there was something to show
             assert search.summary["status"] == "INTERRUPTED"
             assert (search.folder / "report.html").stat().st_size > 0
-            ended = {event["trial_id"]: event["status"] for event in search.events() if event["event"] == "end"}
+            ends = [event for event in search.events() if event["event"] == "end"]
+            ended = {event["trial_id"]: event["status"] for event in ends}
             shown = {trial["trial_id"]: trial["status"] for trial in search.summary["trials"]}
             assert ended.items() <= shown.items()
             runs = read_offline_runs(search.folder)
