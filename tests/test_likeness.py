@@ -41,7 +41,8 @@ CHANGES: dict[str, Change] = {
 def pairs_of(images: list[Image.Image]) -> list[list[int]]:
     """The near copies among images, each of which has a signature."""
     signatures = [np.frombuffer(signature_of(image), np.int8) for image in images]
-    return link_near_copies(np.stack(signatures)).tolist()
+    pairs: list[list[int]] = link_near_copies(np.stack(signatures)).tolist()
+    return pairs
 
 
 def ramps(n: int) -> list[Image.Image]:
