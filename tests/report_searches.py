@@ -63,6 +63,7 @@ def write_summary_file(folder: Path, *, n_classes: int = 3, n_val: int = 200) ->
             "val": n_val,
             "test": 300,
             "skipped": 2,
+            "audit": audit(n_classes),
         },
         "trials": [result.to_json() for result in ranked],
         "best": {"trial_id": best.trial_id, "epoch": best.best_epoch, "config": dict(best.config)}
@@ -76,6 +77,23 @@ def write_summary_file(folder: Path, *, n_classes: int = 3, n_val: int = 200) ->
         "command": "python -m tune_inat.search --space optuna --name '<b>'",
     }
     (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def audit(n_classes: int) -> dict[str, Any]:
+    """What a search found of images with hostile names."""
+    return {
+        "classes": {f"{HOSTILE} {number}": {"images": 10} for number in range(n_classes)},
+        "split": {f"{HOSTILE} {number}": {"train": 7, "val": 1, "test": 2} for number in range(n_classes)},
+        "formats": {"JPEG": 1_000, "PNG": 20},
+        "sizes": {"width": {"min": 40, "median": 640, "max": 4_000}},
+        "unreadable": [{"path": QUOTED, "reason": "is cut short"}] * 100,
+        "duplicates": [[QUOTED, "b.png"]],
+        "near_copies": [["c.png", f"{HOSTILE}.png", "\udcff.png"]],
+        "near_copies_between_parts": [],
+        "warnings": [f"Near copies stand in two parts (3): {HOSTILE}."],
+        "notices": ["Ignored 4 files that are no images by their names: .txt 4."],
+        "totals": {"unreadable": 1_234, "duplicates": 1, "near_copies": 1},
+    }
 
 
 def write_predictions(folder: Path, n_classes: int, *, n_images: int = 300, seed: int = 0) -> list[str]:

@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from tests.image_files import encode, noise, photo, write_classes
-from tune_inat.audit import Audit, to_json, to_text
+from tests.image_files import PixelArray, encode, noise, photo, scene, write_classes
+from tune_inat.audit import Audit, to_json, to_short_json, to_text
 from tune_inat.data import find_images
 from tune_inat.facts import load_facts
 from tune_inat.meter import SilentMeter
@@ -19,6 +20,11 @@ def audit(root: Path, cache: Path) -> Audit:
     folder = find_images(str(root), cache=cache, meter=SilentMeter())
     files = {file.content: file.path for file in folder.files}
     return Audit(folder, load_facts(Store(cache), files, n_workers=2, meter=SilentMeter()))
+
+
+def resized(pixels: PixelArray, side: int) -> Image.Image:
+    """The picture as a square."""
+    return Image.fromarray(pixels).resize((side, side))
 
 
 def test_files_are_counted_by_class_and_part(hostile_path: Path, own_cache: Path) -> None:
@@ -60,6 +66,35 @@ def test_files_of_the_same_content_are_named_together(tmp_path: Path, own_cache:
     shutil.copy(tmp_path / "a" / "0.png", tmp_path / "b" / "copy.png")
     (same,) = audit(tmp_path, own_cache).duplicates()
     assert [file.path for file in same] == [tmp_path / "a" / "0.png", tmp_path / "b" / "copy.png"]
+
+
+def test_near_copies_are_named_together_and_with_their_parts(tmp_path: Path, own_cache: Path) -> None:
+    for name, seed in (("train/a/1", 1), ("train/b/2", 2), ("test/a/3", 3), ("test/b/4", 4)):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / f"{name}.png").write_bytes(encode(scene(seed), "PNG"))
+    for name, side in (("train/a/5", 80), ("test/a/6", 60), ("test/b/7", 50)):
+        (tmp_path / f"{name}.png").write_bytes(encode(resized(scene(1), side), "PNG"))
+    found = audit(tmp_path, own_cache)
+    (same,) = found.near_copies()
+    assert sorted(file.path.stem for file in same) == ["1", "5", "6", "7"]
+    assert sorted(other.path.stem for _, other in found.near_copies_between_parts()) == ["6", "7"]
+    assert {one.path.parent.parent.name for one, _ in found.near_copies_between_parts()} == {"train"}
+    assert found.near_copies_of_two_labels()
+    warnings = "\n".join(found.warnings())
+    assert "Near copies stand in two parts (2): " in warnings
+    assert f"{tmp_path}/test/a/6.png" in warnings
+
+
+def test_summary_has_the_counts_whole_and_of_long_lists_the_first(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"a": 2, "b": 2})
+    for number in range(130):
+        (tmp_path / "a" / f"bad{number}.png").write_bytes(noise(number).tobytes())
+    split = {"a": {"train": 1, "val": 1}, "b": {"train": 1, "val": 1}}
+    short = json.loads(json.dumps(to_short_json(audit(tmp_path, own_cache), split)))
+    assert short["classes"]["a"] == {"images": 132}
+    assert short["split"] == split
+    assert len(short["unreadable"]) == 100
+    assert short["totals"]["unreadable"] == 130
 
 
 def test_text_and_json_say_the_same(tmp_path: Path, own_cache: Path) -> None:

@@ -68,9 +68,10 @@ def test_decoding_at_any_size_finds_the_same(store: Store, files: dict[str, Path
     pixels = load_pixels(store, files, size=size, n_workers=2, meter=SilentMeter(), with_facts=True)
     readable = {content: path for content, path in files.items() if content in pixels.row_of}
     assert pixels.facts == {content: inspect_picture(path) for content, path in readable.items()}
-    for path in readable.values():
+    for path in files.values():
         path.unlink()  # what the decoding has found is not looked for again
-    facts = load_facts(store, files, known=pixels.facts, n_workers=2, meter=SilentMeter())
+    known = ImageFacts(pixels.facts, pixels.unreadable)
+    facts = load_facts(store, files, known=known, n_workers=2, meter=SilentMeter())
     assert facts.unreadable == pixels.unreadable
     assert [names(files, pair) for pair in facts.near] == [{"large.jpg", "small.png"}]
 

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.report_searches import HOSTILE, write_journal, write_predictions, write_search, write_summary_file
+from tests.report_searches import (
+    HOSTILE,
+    QUOTED,
+    write_journal,
+    write_predictions,
+    write_search,
+    write_summary_file,
+)
 from tune_inat.errors import UserError
 from tune_inat.report import write_report
 from tune_inat.report_facts import read_search_to_report
@@ -98,6 +105,27 @@ def test_first_screen_says_what_was_found(ended: Page) -> None:
 def test_plan_stands_beside_what_it_came_to(ended: Page) -> None:
     for text in ("50 s", "1 min 02 s", "2.5 MB", "1,300", "1,100"):
         assert text in ended.text
+
+
+def test_images_are_told_with_counts_sizes_copies_and_warnings(ended: Page) -> None:
+    images = ended.text.partition("The images of this search")[2]
+    for text in (
+        "Images of each class",
+        f"{HOSTILE} 3712",  # of the last class: 7 train, 1 val, 2 test
+        "JPEG1,000",
+        "width40, 640, 4,000",
+        "Files that cannot be read (50 of 1,234)",
+        f"{QUOTED}, is cut short",
+        "Files with the same content (1 of 1)",
+        f"{QUOTED} = b.png",
+        "Files that show nearly the same (1 of 1)",
+        f"c.png = {HOSTILE}.png = \\udcff.png",
+        f"Near copies stand in two parts (3): {HOSTILE}.",
+        "Ignored 4 files that are no images by their names: .txt 4.",
+        "2 files cannot be read and were left out",
+    ):
+        assert text in images
+    assert "Near copies that stand in two parts" not in images  # there are none
 
 
 def test_mistakes_are_pictures_inside_the_page(ended: Page) -> None:

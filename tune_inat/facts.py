@@ -44,7 +44,7 @@ def load_facts(
     store: Store,
     files: Mapping[str, Path],
     *,
-    known: Mapping[str, PictureFacts] | None = None,
+    known: ImageFacts | None = None,
     n_workers: int,
     meter: Meter,
 ) -> ImageFacts:
@@ -52,7 +52,7 @@ def load_facts(
 
     Args:
         files: where an image of each content lies.
-        known: facts with signatures that were found when images were decoded for another reason.
+        known: what was found when images were decoded for another reason, with signatures.
 
     Raises:
         DataError: the disk fails to give files back. That is not kept: the next call tries again.
@@ -60,7 +60,7 @@ def load_facts(
     contents = sorted(files)
 
     def build(folder: Path) -> None:
-        facts = _find(contents, files, known or {}, n_workers, meter)
+        facts = _find(contents, files, known or ImageFacts(), n_workers, meter)
         write_atomically(folder / FACTS_FILE, json.dumps(_pack(contents, facts)).encode())
 
     folder = store.get_or_build(KIND, _key(contents), build)
@@ -81,14 +81,13 @@ def _key(contents: list[str]) -> str:
 def _find(
     contents: list[str],
     files: Mapping[str, Path],
-    known: Mapping[str, PictureFacts],
+    known: ImageFacts,
     n_workers: int,
     meter: Meter,
 ) -> ImageFacts:
-    pictures = {content: known[content] for content in contents if content in known}
-    unreadable: dict[str, str] = {}
+    pictures, unreadable = dict(known.pictures), dict(known.unreadable)
     unreachable: list[str] = []
-    left = [content for content in contents if content not in known]
+    left = [content for content in contents if content not in pictures and content not in unreadable]
     with (
         meter.task("Checking images", len(left), "images") as advance,
         ThreadPoolExecutor(n_workers, thread_name_prefix="check") as pool,

@@ -102,7 +102,7 @@ def read_inputs(settings: SearchSettings, meter: Meter, store: Store) -> Inputs:
         )
     facts = ImageFacts()
     if is_audited or pixels is not None:
-        known = {} if pixels is None else pixels.facts
+        known = ImageFacts() if pixels is None else ImageFacts(pixels.facts, pixels.unreadable)
         facts = load_facts(store, files, known=known, n_workers=n_workers, meter=meter)
     unreadable = facts.unreadable if pixels is None else pixels.unreadable
     data = split_images(

@@ -255,8 +255,12 @@ def _audit_tables(audit: Mapping[str, Any]) -> list[Html]:
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value.values())
-    return " = ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return ", ".join(map(_plain, value.values()))
+    if isinstance(value, list):
+        return " = ".join(map(_plain, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _share(value: float | None) -> Cell:

@@ -1,0 +1,1 @@
+"""What goes wrong with machines and data, made to happen for real."""
