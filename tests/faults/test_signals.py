@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, in every phase of a search: it ends soon, shows what is done, and goes on afterwards."""
+"""Ctrl-C and SIGTERM in every phase of a search: it ends soon, shows what is done, and goes on afterwards."""
 
 import os
 import signal
@@ -58,7 +58,9 @@ def test_search_interrupted_in_each_phase_goes_on_and_ends_as_if_it_never_was(tm
         if search.events():  # there was something to show
             assert search.summary["status"] == "INTERRUPTED"
             assert (search.folder / "report.html").stat().st_size > 0
-            ended = {event["trial_id"]: event["status"] for event in search.events() if event["event"] == "end"}
+            ended = {
+                event["trial_id"]: event["status"] for event in search.events() if event["event"] == "end"
+            }
             shown = {trial["trial_id"]: trial["status"] for trial in search.summary["trials"]}
             assert ended.items() <= shown.items()
             runs = read_offline_runs(search.folder)
