@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 from tune_inat.conclusion import Conclusion
 from tune_inat.config import TrialConfig
-from tune_inat.disk import size_of
+from tune_inat.disk import explaining_full_disk, size_of
 from tune_inat.ending import Ending
 from tune_inat.inputs import Inputs, open_store, read_inputs
 from tune_inat.leaderboard import (
@@ -92,6 +93,7 @@ def conduct_search(
         bytes_before = size_of(default_root()) if settings.reuse else 0
         inputs, folder = _open(settings, terminal, stack)
         stack.enter_context(held(folder))
+        stack.enter_context(explaining_full_disk(folder, inputs.store.root, Path(gettempdir())))
         ledger = Ledger(folder)
         conductor = _Conductor(inputs, folder, ledger, terminal, started=started, bytes_before=bytes_before)
         return folder, conductor.run()

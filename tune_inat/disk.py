@@ -1,12 +1,17 @@
 """What the disk allows: folders to write to, room for what is coming."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tune_inat.errors import ResourceError
+from tune_inat.errors import ResourceError, UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_TEXTS = ("No space left on device", "database or disk is full")  # of those who do not say it by number
+MAKE_ROOM = "Make room: the same command goes on with what is done."
 
 
 def make_folder(folder: Path) -> None:
@@ -18,7 +23,7 @@ def make_folder(folder: Path) -> None:
     with writing(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ResourceError(f"{folder}: cannot be written to. Is it yours?")
+        raise ResourceError(f"{folder}: cannot be written to{_owned_by_another(folder)}.")
 
 
 def check_room(folder: Path, n_bytes: int, what: str) -> None:
@@ -34,8 +39,8 @@ def check_room(folder: Path, n_bytes: int, what: str) -> None:
     n_free = shutil.disk_usage(folder).free
     if n_bytes > n_free:
         raise ResourceError(
-            f"{folder}: {n_bytes / 1e9:,.2f} GB are needed for {what} and {n_free / 1e9:,.2f} GB are free. "
-            "Make room, or move the cache to a larger disk."
+            f"{folder}: {_size(n_bytes)} are needed for {what} and {_size(n_free)} are free. "
+            "Make room, or move the cache to a larger disk: the same command goes on with what is done."
         )
 
 
@@ -78,4 +83,61 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ResourceError(f"{path}: cannot be written ({os.strerror(error.errno or 0)}).") from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ResourceError(f"{path}: cannot be written ({reason}){_advice(path, error)}.") from error
+
+
+@contextmanager
+def explaining_full_disk(*folders: Path) -> Iterator[None]:
+    """Around others' work: what fails because of a full disk becomes a `ResourceError`, with what is free."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_of_full_disk(error):
+            raise
+        raise ResourceError(f"A disk is full: {'; '.join(map(_state, folders))}. {MAKE_ROOM}") from error
+
+
+def is_of_full_disk(error: BaseException) -> bool:
+    """Whether a full disk is behind an exception, whoever has raised it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        is_told_by_number = isinstance(cause, OSError) and cause.errno in FULL
+        if is_told_by_number or any(text in str(cause) for text in FULL_TEXTS):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 10**8 else f"{n_bytes / 1e6:,.1f} MB"
+
+
+def _state(folder: Path) -> str:
+    return f"{folder} has {_size(shutil.disk_usage(_existing(folder)).free)} free"
+
+
+def _advice(path: Path, error: OSError) -> str:
+    if error.errno in FULL:
+        return f"; {_state(path.parent)}. {MAKE_ROOM}".removesuffix(".")
+    return _owned_by_another(path) if error.errno in (errno.EACCES, errno.EPERM) else ""
+
+
+def _owned_by_another(path: Path) -> str:
+    """Says so, where that is the reason."""
+    existing = _existing(path)
+    uid = existing.stat().st_uid
+    if uid == os.geteuid():
+        return ""
+    try:
+        owner = existing.owner()
+    except KeyError:  # without a name
+        owner = f"user {uid}"
+    return f": {existing} belongs to {owner}"
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    return next((place for place in (path, *path.parents) if os.access(place, os.F_OK)), Path("/"))

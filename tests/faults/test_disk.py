@@ -1,0 +1,131 @@
+"""Disks that are full, read-only or another user's: said with what needs how much, and gone on from."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from tune_inat.disk import make_folder
+from tune_inat.errors import ResourceError
+from tune_inat.ledger import LEDGER_FILE, Ledger
+from tune_inat.states import FamilyStates
+from tune_inat.store import CACHE_VARIABLE, Store
+
+NOBODY = 65534
+BLOCK_BYTES = 4096
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """A file system of its own; the test is skipped where mounting is not allowed."""
+    folder.mkdir(parents=True)
+    mounting = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounting.returncode != 0:
+        pytest.skip("no right to mount a file system here: a full or read-only disk cannot be had")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    with mounted(tmp_path / "small disk", "size=4m") as folder:
+        yield folder
+
+
+def fill(folder: Path, leaving: int = 0) -> Path:
+    """Leave so many bytes."""
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    ballast = folder / "ballast"
+    with suppress(OSError), ballast.open("wb") as file:  # others may write as well
+        for _ in range(0, free - leaving, BLOCK_BYTES):
+            file.write(bytes(BLOCK_BYTES))
+            file.flush()
+    return ballast
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Within it, this process has no rights of its own."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    os.setresuid(NOBODY, NOBODY, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+def test_state_that_finds_no_room_says_how_much_it_needs_and_is_written_when_there_is(
+    small_disk: Path,
+) -> None:
+    states = FamilyStates(small_disk, "family")
+    weights = {"w": torch.zeros(250_000)}  # a megabyte
+    ballast = fill(small_disk, leaving=500_000)
+    with pytest.raises(ResourceError, match=r"1\.0 MB are needed .* and 0\.5 MB are free"):
+        states.save(1, weights, {})
+    assert states.resumable_epoch(1) == 0
+    ballast.unlink()
+    states.save(1, weights, {})
+    states.append({"epoch": 1}, {})
+    assert states.resumable_epoch(1) == 1
+
+
+def test_journal_on_a_full_disk_stays_whole_and_goes_on(small_disk: Path) -> None:
+    ledger = Ledger(small_disk)
+    ledger.start("a", {"epochs": 3})
+    ledger.epoch("a", {"epoch": 1}, trained=True, did={})
+    whole = (small_disk / LEDGER_FILE).read_bytes()
+    ballast = fill(small_disk)
+    with pytest.raises(ResourceError, match=r"No space left on device.*0\.0 MB free.*Make room"):
+        ledger.epoch("a", {"epoch": 2}, trained=True, did={"long": "x" * 10_000})
+    assert (small_disk / LEDGER_FILE).read_bytes() == whole
+    ballast.unlink()
+    ledger.epoch("a", {"epoch": 2}, trained=True, did={})
+    assert Ledger(small_disk).records()["a"].rows == [{"epoch": 1}, {"epoch": 2}]
+
+
+def test_cache_on_a_read_only_disk_is_refused(tmp_path: Path) -> None:
+    with (
+        mounted(tmp_path / "disk", "ro") as disk,
+        pytest.raises(ResourceError, match=f"cannot be (made|written).*{CACHE_VARIABLE}"),
+    ):
+        Store(disk / "cache").get_or_build("things", "a", Path.mkdir)
+
+
+def test_folder_of_another_user_is_refused_with_the_owner(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    with as_nobody():
+        with pytest.raises(ResourceError, match="cache belongs to root"):
+            make_folder(cache)
+        with pytest.raises(ResourceError, match=f"cache belongs to root.*{CACHE_VARIABLE}"):
+            Store(cache).get_or_build("things", "a", Path.mkdir)
+
+
+def test_part_of_the_cache_that_belongs_to_another_user_is_refused(tmp_path: Path) -> None:
+    """As after one search with sudo."""
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    (tmp_path / "cache").mkdir()
+    os.chown(tmp_path / "cache", NOBODY, NOBODY) if os.geteuid() == 0 else None
+    Store(tmp_path / "cache").get_or_build("things", "a", lambda folder: (folder / "x").touch())
+    with FamilyStates(tmp_path / "cache" / "states", "family").exclusively():
+        pass
+    with as_nobody():
+        with pytest.raises(ResourceError, match="belongs to root"):
+            Store(tmp_path / "cache").get_or_build("things", "b", Path.mkdir)
+        with (
+            pytest.raises(ResourceError, match="belongs to root"),
+            FamilyStates(tmp_path / "cache" / "states", "family").exclusively(),
+        ):
+            pass
