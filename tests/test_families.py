@@ -97,6 +97,7 @@ def test_trial_that_fails_is_handed_out_again_next_and_its_proposer_hears_of_one
     searcher.on_trial_result("2", {"val_accuracy": 0.5, "epoch": 1})  # replayed
     searcher.on_trial_complete("2", {"val_accuracy": 0.75, "epoch": 2})
     assert told.results == [(first["trial_id"], 1), (first["trial_id"], 2)]
+    searcher.tell_ends()
     assert told.ends == {first["trial_id"]: 0.75}
 
 
@@ -107,6 +108,7 @@ def test_trial_without_another_try_counts_as_failed_and_its_followers_come() -> 
     leader = searcher.suggest("1")
     assert isinstance(leader, dict)
     searcher.on_trial_complete("1", error=True)
+    searcher.tell_ends()
     assert told.ends == {leader["trial_id"]: None}
     started = [leader["params"], *run_all(searcher, 1)]
     assert len(started) == len(trials)
@@ -120,6 +122,7 @@ def test_trial_that_reports_its_failure_is_not_tried_again() -> None:
     assert isinstance(first, dict)
     searcher.on_trial_result("1", {"val_accuracy": 0.5, "epoch": 1})
     searcher.on_trial_complete("1", {FAILURE: "the loss is nan"})
+    searcher.tell_ends()
     assert told.ends == {first["trial_id"]: None}
     assert searcher.suggest("2") != first
 

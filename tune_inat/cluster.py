@@ -1,5 +1,6 @@
 """Ray itself: a session of it, quiet, and what it has."""
 
+import gc
 import logging
 import os
 import socket
@@ -114,6 +115,7 @@ def ray_session(address: str | None, *, n_gpus: int | None = None) -> Iterator[C
             _sessions[:] = [thread]
         yield wait
     finally:
+        gc.collect()  # what still refers to Ray's actors would end this process if it went after Ray
         is_over.set()
         if thread.daemon:
             thread.join(LEAVE_SECONDS)

