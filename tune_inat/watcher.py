@@ -91,6 +91,9 @@ class Watcher(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial starts, or is tried again."""
         trial_id, params = trial.config["trial_id"], trial.config["params"]
+        trial._default_result_or_future = (
+            None  # nobody asks for it, and Ray ends a process that frees it late
+        )
         self._trials[trial_id] = trial
         self._started.setdefault(trial_id, time.monotonic())
         self._statuses.pop(trial_id, None)

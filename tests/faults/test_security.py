@@ -35,6 +35,7 @@ from tune_inat.meter import SilentMeter
 from tune_inat.space import load_space
 from tune_inat.store import CACHE_VARIABLE, claim_root
 
+INHERITED = re.compile("PROXY|^WANDB")  # variables that a search of these tests does not get
 UNPICKLING = re.compile(r"(pickle|cloudpickle|joblib|torch|marshal|shelve)\.(load|loads|open|Unpickler)")
 HOSTILE_TEXTS = ("=1+1", "+1", "-1", "@x", "\tx", "\rx")
 
@@ -72,7 +73,7 @@ class Search:
         ray.mkdir(mode=0o700)
         (folder / "one.yaml").write_text(SPACE)
         environment = {
-            **{name: value for name, value in os.environ.items() if "PROXY" not in name.upper()},
+            **{name: value for name, value in os.environ.items() if not INHERITED.search(name.upper())},
             **{"TUNE_INAT_CACHE": str(folder / "cache"), "TMPDIR": str(scratch), "RAY_TMPDIR": str(ray)},
             **{"WANDB_API_KEY": API_KEY, "WANDB_BASE_URL": "http://wandb.invalid"},
             "HTTP_PROXY": proxy.url.replace("//", "//user:SECRET-OF-THE-PROXY@"),
