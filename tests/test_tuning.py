@@ -1,5 +1,6 @@
 """Ray Tune as a search has it: where early stopping looks, why a trial failed, when the search is over."""
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -129,6 +130,14 @@ def test_trial_whose_process_dies_before_it_starts_is_recorded_as_failed(hostile
     watcher_in(hostile_path, Ending()).on_trial_error(1, [trial], trial)
     record = Ledger(hostile_path).records()["001"]
     assert (record.status, record.error) == ("ERROR", "the process of the trial died: no room")
+
+
+def test_clock_that_jumps_ends_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    ending = Ending(max_seconds=3600.0)
+    ending.begin()
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + 10**6)
+    assert not ending.is_over()
 
 
 def test_search_is_over_when_its_time_is_up_and_then_ends_the_epochs_in_progress(hostile_path: Path) -> None:

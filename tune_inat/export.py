@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tune_inat.disk import sync
+from tune_inat.disk import check_room, sync
 from tune_inat.errors import UserError, printable, run_command
 from tune_inat.leaderboard import BEST_MODEL_FOLDER, PREDICTIONS_FILE
 from tune_inat.store import write_atomically
@@ -71,6 +71,9 @@ def save_classifier(
 
     Args:
         card: the model card, Markdown.
+
+    Raises:
+        ResourceError: the disk has no room for it.
     """
     from safetensors.torch import save_file
 
@@ -83,6 +86,7 @@ def save_classifier(
     tensors: dict[str, Tensor] = {
         name: value.detach().cpu().contiguous().clone() for name, value in backbone.model.state_dict().items()
     }
+    check_room(folder, sum(value.nbytes for value in tensors.values()), "the best model")
     aside = folder / f".{WEIGHTS_FILE}.tmp"
     save_file(tensors, aside, metadata={"format": "pt"})
     sync(aside)

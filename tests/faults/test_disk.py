@@ -69,9 +69,7 @@ def test_state_that_finds_no_room_says_how_much_it_needs_and_is_written_when_the
     states = FamilyStates(small_disk, "family")
     weights = {"w": torch.zeros(250_000)}  # a megabyte
     ballast = fill(small_disk, leaving=500_000)
-    with pytest.raises(
-        ResourceError, match=r"1\.0 MB are needed .* and 0\.5 MB are free"
-    ):
+    with pytest.raises(ResourceError, match=r"1\.0 MB are needed .* and 0\.5 MB are free"):
         states.save(1, weights, {})
     assert states.resumable_epoch(1) == 0
     ballast.unlink()
