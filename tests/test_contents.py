@@ -54,6 +54,19 @@ def test_file_changed_without_changing_size_or_date_is_read_again(hostile_path: 
     assert hash_one(path, record) == hash_content(path)
 
 
+def test_file_from_the_future_is_read_once(
+    hostile_path: Path, record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As cameras with a wrong clock leave them: what counts is when the file was written here."""
+    monkeypatch.setattr("tune_inat.contents.SETTLED_NS", 0)
+    path = hostile_path / "1.png"
+    path.write_bytes(b"content")
+    in_a_year = time.time_ns() + 365 * 86_400 * 10**9
+    os.utime(path, ns=(in_a_year, in_a_year))
+    hash_one(path, record)
+    assert hash_content(path) in record.read_text()
+
+
 def test_file_just_written_is_not_trusted_yet(hostile_path: Path, record: Path) -> None:
     path = hostile_path / "1.png"
     path.write_bytes(b"content")

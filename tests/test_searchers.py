@@ -16,6 +16,7 @@ from tune_inat.searchers import (
     OptunaProposer,
     name_study,
     open_study_storage,
+    set_aside_damaged_study,
 )
 from tune_inat.space import SearchSpace, load_space
 
@@ -112,6 +113,46 @@ def test_trial_that_a_kill_left_running_is_proposed_again_first(
     again = proposer_of(space, hostile_path, 5).propose()
     assert cut_off is not None
     assert again == cut_off
+
+
+def test_trial_that_two_kills_left_half_asked_for_is_proposed_again_as_it_was(
+    space: SearchSpace, hostile_path: Path
+) -> None:
+    cut_off = proposer_of(space, hostile_path, 5).propose()
+    proposer_of(space, hostile_path, 5)  # killed before it proposed anything
+    study = study_of(space, hostile_path)
+    study.ask()  # killed before it had asked for the first value
+    again = proposer_of(space, hostile_path, 5)
+    assert again.propose() == cut_off
+    assert not study.get_trials(states=(TrialState.WAITING,))  # and once only
+
+
+def test_study_learns_of_an_end_after_the_ledger(space: SearchSpace, hostile_path: Path) -> None:
+    searcher = FamilySearcher(
+        proposer_of(space, hostile_path, 1), metric="val_accuracy", goal="maximize", n_ahead=1
+    )
+    searcher.suggest("1")
+    searcher.on_trial_complete("1", {"val_accuracy": 0.5, "epoch": 1})  # Tune's callbacks come after this
+    (running,) = study_of(space, hostile_path).trials
+    assert running.state == TrialState.RUNNING
+    searcher.tell_ends()
+    (complete,) = study_of(space, hostile_path).trials
+    assert (complete.state, complete.value) == (TrialState.COMPLETE, 0.5)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 50, 5_000, 40_000])
+def test_study_that_was_cut_short_is_set_aside_and_begun_anew(
+    space: SearchSpace, hostile_path: Path, n_bytes: int
+) -> None:
+    records = records_of(space, 3)
+    proposer_of(space, hostile_path, 0, records)
+    path = hostile_path / STUDY_FILE
+    assert set_aside_damaged_study(path) is None
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    notice = set_aside_damaged_study(path)
+    assert n_bytes == 0 or (notice is not None and "optuna.db.damaged" in notice)  # empty, it is a new one
+    proposer_of(space, hostile_path, 0, records)
+    assert [trial.value for trial in study_of(space, hostile_path).trials] == [0.5, 0.6, 0.7]
 
 
 def test_failed_trial_is_told_as_failed(space: SearchSpace, hostile_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Ray Tune as a search has it: where early stopping looks, why a trial failed, when the search is over."""
 
+import time
 from typing import Any
 
 import pytest
 
+from tune_inat.ending import Ending
 from tune_inat.ledger import TrialRecord
 from tune_inat.objective import Goal, Metric
 from tune_inat.sweep import EarlyStopping
@@ -76,3 +78,11 @@ def test_finished_trials_stand_in_every_rung_that_they_reached(
     finished = [record_of("long", 0.25, 0.5, 0.75, 0.25), record_of("short", 1.0, 0.0)]
     scheduler = make_scheduler(early_of(2, 1.5, strict=strict), 6, Metric(metric, goal), finished=finished)
     assert rungs_of(scheduler) == expected
+
+
+def test_clock_that_jumps_ends_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    ending = Ending(max_seconds=3600.0)
+    ending.begin()
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + 10**6)
+    assert not ending.is_over()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
-from tune_inat.disk import sync
+from tune_inat.disk import check_room, sync
 from tune_inat.errors import UserError, printable, run_command
 from tune_inat.leaderboard import BEST_MODEL_FOLDER, PREDICTIONS_FILE
 from tune_inat.store import write_atomically
@@ -76,6 +76,9 @@ def save_classifier(
 
     Args:
         card: the model card, Markdown.
+
+    Raises:
+        ResourceError: the disk has no room for it.
     """
     from safetensors.torch import save_file
 
@@ -90,6 +93,7 @@ def save_classifier(
     }
     write_atomically(folder / METRICS_FILE, (json.dumps(metrics, indent=2) + "\n").encode())
     write_atomically(folder / CARD_FILE, card.encode(errors="backslashreplace"))
+    check_room(folder, sum(value.nbytes for value in tensors.values()), "the best model")
     aside = folder / f".{WEIGHTS_FILE}.tmp"
     save_file(tensors, aside, metadata={"format": "pt"})
     shutil.copymode(folder / METRICS_FILE, aside)  # safetensors shuts everybody out but the owner

@@ -233,7 +233,7 @@ parameters:
   weights: {value: none}
   image_size: {value: 224}
   batch_size: {value: 4}
-  epochs: {value: 40}
+  epochs: {values: [20, 40]}
   freeze: {value: 1.0}
   lr: {values: [1.0e-2, 1.0e-3]}
 """

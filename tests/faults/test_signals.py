@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.conftest import Undisturbed
 from tests.faults.processes import PROBES, Running, Search, new_search, reported_twice, table_of
 from tests.wandb_files import read_offline_runs
 from tune_inat.errors import EXIT_INTERRUPTED
@@ -47,8 +48,10 @@ def interrupt(running: Running, how: signal.Signals) -> None:
         running.popen.send_signal(how)
 
 
-def test_search_interrupted_in_each_phase_goes_on_and_ends_as_if_it_never_was(tmp_path: Path) -> None:
-    search = new_search(tmp_path / "interrupted", PROBES, "--wandb", "offline", "--max-concurrent", "1")
+def test_search_interrupted_in_each_phase_goes_on_and_ends_as_if_it_never_was(
+    tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    search = new_search(tmp_path, PROBES, "--wandb", "offline")
     for phase, (is_there, how) in PHASES.items():
         running = search.start()
         running.await_that(partial(is_there, running, search))
@@ -67,10 +70,8 @@ def test_search_interrupted_in_each_phase_goes_on_and_ends_as_if_it_never_was(tm
             assert {run.exit_code for run in runs.values()} <= {0, 255}, phase
     assert search.run().popen.returncode == 0
     assert reported_twice(search.events()) == []
-    undisturbed = new_search(tmp_path / "undisturbed", PROBES, "--wandb", "disabled", "--max-concurrent", "1")
-    assert undisturbed.run().popen.returncode == 0
-    assert table_of(search.summary) == table_of(undisturbed.summary)
-    assert search.summary["best"] == undisturbed.summary["best"]
+    assert table_of(search.summary) == table_of(undisturbed(PROBES))
+    assert search.summary["best"] == undisturbed(PROBES)["best"]
 
 
 def test_second_signal_ends_it_at_once(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""Ctrl-C and SIGTERM: the first lets what runs come to an end, the second ends the process."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tune_inat.interrupts import EXIT_CODE, interruptible, worker_threads
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_is_raised_in_the_main_thread(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with interruptible() as interruption:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+        assert interruption.is_requested
+    assert signal.getsignal(number) == before
+
+
+def test_gently_lets_a_block_end_by_itself() -> None:
+    ended: list[str] = []
+    with interruptible() as interruption:
+        with interruption.gently(lambda: ended.append("asked"), within_seconds=60):
+            signal.raise_signal(signal.SIGINT)
+            ended.append("by itself")
+        assert interruption.is_requested
+    assert ended == ["asked", "by itself"]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_block_that_does_not_end_by_itself_is_interrupted_after_all() -> None:
+    def go_on() -> None:
+        with interruptible() as interruption, interruption.gently(lambda: None, within_seconds=0.05):
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on()
+
+
+def test_block_that_settles_may_take_its_time() -> None:
+    with interruptible() as interruption, interruption.gently(interruption.settle, within_seconds=0.05):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.2)
+
+
+def test_inner_listener_is_the_outer_one() -> None:
+    with interruptible() as outer, interruptible() as inner:
+        assert inner is outer
+
+
+def test_other_threads_hear_nothing_and_change_nothing() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    heard: list[bool] = []
+
+    def listen() -> None:
+        with interruptible() as interruption, interruption.gently(lambda: None, within_seconds=1):
+            heard.append(interruption.is_requested)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert heard == [False]
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+IGNORED = """
+import signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for its background jobs
+from tune_inat.interrupts import interruptible
+with interruptible() as interruption:
+    signal.raise_signal(signal.SIGINT)
+    print(interruption.is_requested)
+"""
+TWICE = """
+import signal
+from tune_inat.interrupts import interruptible
+with interruptible() as interruption, interruption.gently(lambda: None, within_seconds=60):
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGINT)
+    print("still here")
+"""
+
+
+@pytest.mark.parametrize(("script", "code", "said"), [(IGNORED, 0, "False\n"), (TWICE, EXIT_CODE, "")])
+def test_ignored_signals_stay_ignored_and_a_second_one_ends_the_process(
+    script: str, code: int, said: str
+) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ran.returncode, ran.stdout) == (code, said)
+
+
+def test_work_that_has_not_begun_is_dropped_when_its_block_is_interrupted() -> None:
+    done: list[int] = []
+    has_begun = threading.Event()
+
+    def work(number: int) -> None:
+        has_begun.set()
+        time.sleep(0.05)
+        done.append(number)
+
+    def interrupt(results: object) -> None:
+        has_begun.wait()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), worker_threads(1, "test") as pool:
+        interrupt(pool.map(work, range(1000)))
+    assert len(done) < 10
