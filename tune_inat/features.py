@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tune_inat.disk import check_room, reserve, writing
 from tune_inat.frozen import PART_SIZE, STORED_TYPE, Precision, run_frozen
+from tune_inat.images import open_whole
 from tune_inat.meter import Meter
 from tune_inat.store import Store, hash_of, write_atomically
 
@@ -174,7 +175,7 @@ def _half_filled(folder: Path, n_rows: int, stored: type[np.generic]) -> Activat
     """The array that an earlier run left, `None` where there is none that is whole."""
     with suppress(OSError, ValueError):
         if _rows_done(folder) > 0:
-            array: Activations = np.lib.format.open_memmap(folder / ARRAY_FILE, mode="r+")
+            array: Activations = open_whole(folder / ARRAY_FILE)
             if len(array) == n_rows and array.dtype == stored:
                 return array
     return None

@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -250,7 +250,7 @@ class _Decoding:
         path, shape = self.folder / PIXELS_FILE, (len(self.files), self.size, self.size, 3)
         with suppress(OSError, ValueError, KeyError, TypeError):  # none there, or not whole: begun anew
             n_done, unreadable = _read_index(self.folder)  # written after the rows that it counts
-            pixels = np.lib.format.open_memmap(path, mode="r+")
+            pixels = open_whole(path)
             if pixels.shape == shape and pixels.dtype == np.uint8:
                 return pixels, n_done, unreadable
         check_room(self.folder, math.prod(shape), "the decoded images")
@@ -263,6 +263,19 @@ class _Decoding:
         pixels.flush()
         index = {"n_done": n_done, "unreadable": unreadable}
         write_atomically(self.folder / INDEX_FILE, json.dumps(index).encode())
+
+
+def open_whole(path: Path) -> Any:
+    """An array on the disk, to go on with.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is longer or shorter than it says: "r+" alone would fill up what is missing with zeros.
+    """
+    looked_at = np.lib.format.open_memmap(path, mode="r")
+    if path.stat().st_size != looked_at.offset + looked_at.nbytes:
+        raise ValueError(f"{path}: not whole")
+    return np.lib.format.open_memmap(path, mode="r+")
 
 
 def _read_index(folder: Path) -> tuple[int, dict[str, str]]:

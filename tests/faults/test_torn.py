@@ -42,7 +42,7 @@ def test_trial_goes_on_to_the_same_numbers_whatever_its_states_have_come_to(
     images: Path, store: Store, damage: Damage, name: str
 ) -> None:
     config = config_of(epochs=3, freeze=1.0)
-    expected = numbers_of(reports_of(make_bench(images, Store(store.root / "other")), config))
+    expected = numbers_of(reports_of(make_bench(images, Store(store.root.with_name("other"))), config))
     bench = make_bench(images, store)
     reports_of(bench, config.model_copy(update={"epochs": 2}))
     for file in bench.states(config).folder.glob(name):
