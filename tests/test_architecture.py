@@ -26,7 +26,7 @@ inputs summary outcome
 cluster nodes failures searchers families housekeeping watcher tuning preparation
 report_predictions report_facts report_page report_study report_charts report_lead report_sections
 report_model report
-comparison results conclusion conduct search
+comparison results conclusion remaining conduct search
 """
 ORDER = FLOORS.split()
 ROOMS = {
