@@ -15,7 +15,7 @@ FLOORS = """
 interrupts errors config meter life objective wording distributions yaml_lines disk private scratch
 tries ending hangs micro_batches
 sweep_schema sweep parameters sweep_report space
-store settings runs rows ledger metrics significance calibration augment folders download archive
+store ownership settings runs rows ledger metrics significance calibration augment folders download archive
 likeness pictures remote contents devices cuts origins standings tables board notebook progress
 images facts splits audit data
 recipe weights architectures backbone freeze graph convolutions tracing

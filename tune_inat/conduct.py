@@ -247,6 +247,7 @@ class _Conductor:
                 self._terminal,
                 gpus_per_trial=gpus,
                 states_root=None if self._settings.address is None else shared,
+                search=self._folder.name,
             )
         return self._bench
 

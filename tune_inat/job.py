@@ -22,6 +22,7 @@ class Job:
         files: where the machine `host` has an image of each content; another has its own (see `places`).
         source: what `--data` says, for other machines to find the images by.
         states_root: the folder of families' epochs, if not in the store: all nodes of a cluster see it.
+        search: names the search among those that have the same `states_root`.
         memory_fraction: of a GPU's memory, for one trial.
         kept: where activations are kept, by `images_key`.
         has_room: for activations that nothing was decided about.
@@ -39,6 +40,7 @@ class Job:
     source: str = ""
     host: str = ""
     states_root: Path | None = None
+    search: str = ""
     memory_fraction: float | None = None
     kept: Mapping[str, KeptCuts] = field(default_factory=dict)
     has_room: bool = True

@@ -35,12 +35,18 @@ def this_machine() -> Cluster:
 
 
 def open_bench(
-    inputs: Inputs, meter: Meter, *, gpus_per_trial: float, states_root: Path | None = None
+    inputs: Inputs,
+    meter: Meter,
+    *,
+    gpus_per_trial: float,
+    states_root: Path | None = None,
+    search: str = "",
 ) -> Workbench:
     """The workbench of this process, and with it the job that all trials get.
 
     Args:
         states_root: where epochs are kept, if not in the store.
+        search: names the search among those that keep them there.
     """
     settings, metric = inputs.settings, inputs.space.metric
     job = Job(
@@ -50,6 +56,7 @@ def open_bench(
         source=found_everywhere(settings.data),
         host=this_host(),
         states_root=states_root,
+        search=search,
         precision="fp32",
         device="cuda" if gpus_per_trial > 0 else "cpu",
         reuse=settings.reuse,
