@@ -38,7 +38,7 @@ EPOCHS_OF_GRID = (5, 10)
 class Losses:
     """Spot devices: each is lost after a time with this mean, and another comes after `away` seconds."""
 
-    mean_seconds: float = 7200.0
+    mean_seconds: float = 3600.0
     away_seconds: float = 300.0
 
 
