@@ -319,11 +319,18 @@ class _Conductor:
             keep_identity(self._folder, _identity(self._inputs), cpus_per_trial=cpus)
             self._terminal.plan_in_short(self._forecast.to_json())
             bench = self._open_bench()
-            if settings.address is None:  # on other machines, trials compute what they miss
+            elsewhere = None
+            if settings.address is None:
                 preparation.compute()
-            work = bench.take_work()
-            self._effort.prefix_images += work.prefix_images
-            self._effort.pixels_decoded += work.pixels_decoded
+            else:
+                from tune_inat.spread import spread
+
+                shared = spread(bench, preparation.configs, self._terminal)
+                elsewhere = shared.neighbours
+                self._effort.add(shared.work)
+                for notice in shared.notices:
+                    self._terminal.warn(notice)
+            self._effort.add(bench.take_work())
             job = bench.job
             ending = Ending(None if settings.max_hours is None else settings.max_hours * 3600)
             tries = Tries(settings.max_failures)
@@ -342,6 +349,7 @@ class _Conductor:
                     ending=ending,
                     tries=tries,
                     trial_seconds=costs,
+                    elsewhere=elsewhere,
                 )
                 run_trials(
                     run,
