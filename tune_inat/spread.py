@@ -47,11 +47,13 @@ class Spread:
 
     Attributes:
         neighbours: what trials can have from other nodes.
+        is_here: whether the machine that conducts the search takes trials.
         work: what all nodes have done, together.
         notices: what the user must be told.
     """
 
     neighbours: Neighbours
+    is_here: bool
     work: Work = field(default_factory=Work)
     notices: list[str] = field(default_factory=list)
 
@@ -87,12 +89,11 @@ def spread(bench: Workbench, configs: Sequence[TrialConfig], meter: Meter) -> Sp
     rates = Rates(ASSUMED_FLOPS_RATE[job.device])
     nodes = trial_nodes(ray.nodes(), cpus=job.n_threads, device=job.device)  # type: ignore[no-untyped-call]
     here = ray.get_runtime_context().get_node_id()
+    neighbours = Neighbours(Caches.of(job), hand_out_weights(bench, configs), rates)
+    spread = Spread(neighbours, is_here=any(node.node_id == here for node in nodes))
     if [node.node_id for node in nodes] == [here]:
         bench.prepare(configs)
-        return Spread(Neighbours(Caches.of(job), hand_out_weights(bench, configs), rates), bench.take_work())
-    neighbours = Neighbours(Caches.of(job), hand_out_weights(bench, configs), rates)
-    spread = Spread(neighbours)
-    if job.reuse:
+    elif job.reuse:
         passes = find_passes(bench, configs)
         bench.rest()
         if passes and nodes:

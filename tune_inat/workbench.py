@@ -35,7 +35,7 @@ from tune_inat.job import Job
 from tune_inat.life import SigningMeter
 from tune_inat.meter import Meter
 from tune_inat.network import LoadedBackbone, Network
-from tune_inat.places import at_this_host
+from tune_inat.places import at_this_host, this_host
 from tune_inat.recipe import recipe_key
 from tune_inat.shards import Shard
 from tune_inat.sources import FreshSource, PlainSource, Source, ViewSource
@@ -107,6 +107,16 @@ class Workbench:
         self._pixels: dict[tuple[int, View | None], Pixels] = {}
         self._rows: dict[str, Rows] = {}
         self._loaded: LoadedBackbone | None = None
+
+    @property
+    def where(self) -> str:
+        """The node and the device: `worker1 cpu`, `worker2 cuda:0 NVIDIA H100`."""
+        if self.device.type == "cpu":
+            return f"{this_host()} cpu"
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")  # Ray shows a process its own alone
+        index = self.device.index or 0
+        number = seen[index] if index < len(seen) and seen[index] else str(index)
+        return f"{this_host()} cuda:{number} {torch.cuda.get_device_name(self.device)}"
 
     def take_work(self) -> Work:
         """The work done since this was last asked."""
