@@ -40,7 +40,7 @@ from tune_inat.watcher import LiveTrial, Watcher
 from tune_inat.workbench import Elsewhere, Workbench, open_worker_bench
 
 RUNG_METRIC = "rung_metric"
-GRACE_SECONDS = 1.5  # after Ctrl-C, for trials to end by themselves
+GRACE_SECONDS = 1.0  # after Ctrl-C, for trials to end by themselves
 
 
 @dataclass(frozen=True)
