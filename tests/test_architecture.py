@@ -23,7 +23,7 @@ states wandb_files wandb_faults wandb_charts wandb_runs wandb_writer tracking
 frozen features sources leaderboard onnx_export export model_card labelled predict
 job places network plan workbench steps probe figures sharing workload forecast trial precision
 inputs summary outcome
-cluster nodes failures searchers families housekeeping watcher tuning preparation
+cluster nodes losses failures searchers families housekeeping watcher tuning preparation
 report_predictions report_facts report_page report_study report_charts report_lead report_sections
 report_model report
 comparison results conclusion conduct search
@@ -32,6 +32,7 @@ ORDER = FLOORS.split()
 ROOMS = {
     "ray": {
         *("cluster", "nodes", "housekeeping", "failures", "searchers", "families", "watcher", "tuning"),
+        "losses",
         "tracking",
     },
     "wandb": {"tracking", "wandb_writer", "wandb_files", "wandb_charts"},
