@@ -15,7 +15,7 @@ from tests.cluster.testbed import REPOSITORY, Node, TestBed, test_bed
 
 UP_SECONDS = 240.0
 CLIENT = {"RAY_UP_enable_autoscaler_v2": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-ARGUMENTS = "--image-size 32 --precision fp32 --cpus-per-trial 1"
+ARGUMENTS = "--precision fp32 --gpus-per-trial 0 --cpus-per-trial 1"
 START = "ray start --object-store-memory=200000000"
 
 

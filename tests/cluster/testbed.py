@@ -15,14 +15,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import gettempdir
-
-from filelock import FileLock
 
 from tests.readme import README
 
 REPOSITORY = README.parent
-BRIDGE, SUBNET = "tuneinat0", "10.79.0"
+SUBNET = "10.79.0"
+TAG = f"ti{os.getpid():x}"  # in names that the whole machine knows: beds of two processes do not meet
 TOOLS = ("ip", "unshare", "nsenter", "sshd", "ssh", "ssh-keygen", "rsync")
 OWN_PLACES = ("/root", "/tmp", "/run")  # of each node
 WAIT_SECONDS = 20.0
@@ -85,6 +83,11 @@ class Node:
     kept: Sequence[str] = field(default=())
 
     @property
+    def link(self) -> str:
+        """The name of its cable's other end."""
+        return f"{TAG}-{self.address.rpartition('.')[2]}"
+
+    @property
     def pid(self) -> int:
         """The real id of the node's first process: the first below ours with a namespace of its own."""
         own = Path("/proc/self/ns/pid").readlink()
@@ -119,19 +122,19 @@ class Node:
 
     def cut_off(self) -> None:
         """Pull the network cable."""
-        _ip("link", "set", f"v-{self.name}", "down")
+        _ip("link", "set", self.link, "down")
 
     def plug_in(self) -> None:
         """Put it back."""
-        _ip("link", "set", f"v-{self.name}", "up")
+        _ip("link", "set", self.link, "up")
 
     def power_off(self) -> None:
         """End all of its processes at once."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         self.process.wait(WAIT_SECONDS)
-        _ip("link", "del", f"v-{self.name}", check=False)
-        _ip("netns", "del", f"ti-{self.name}", check=False)
+        _ip("link", "del", self.link, check=False)
+        _ip("netns", "del", f"{TAG}-{self.name}", check=False)
 
 
 @dataclass
@@ -165,15 +168,15 @@ class TestBed:
         (folder / "root" / ".ssh").chmod(0o700)
         (folder / "root" / ".ssh" / "authorized_keys").write_text(key or (keys / "id.pub").read_text())
         (folder / "sshd_config").write_text(SSHD_CONFIG.format(keys=keys))
-        _ip("netns", "add", f"ti-{name}")
-        _ip("link", "add", f"v-{name}", "type", "veth", "peer", "name", "eth0", "netns", f"ti-{name}")
-        _ip("link", "set", f"v-{name}", "master", BRIDGE, "up")
-        _ip("-n", f"ti-{name}", "addr", "add", f"{address}/24", "dev", "eth0")
+        _ip("netns", "add", f"{TAG}-{name}")
+        _ip("link", "add", f"{TAG}-{last}", "type", "veth", "peer", "name", "eth0", "netns", f"{TAG}-{name}")
+        _ip("link", "set", f"{TAG}-{last}", "master", TAG, "up")
+        _ip("-n", f"{TAG}-{name}", "addr", "add", f"{address}/24", "dev", "eth0")
         for link in ("lo", "eth0"):
-            _ip("-n", f"ti-{name}", "link", "set", link, "up")
+            _ip("-n", f"{TAG}-{name}", "link", "set", link, "up")
         if also is not None:
-            _ip("-n", f"ti-{name}", "addr", "add", f"{also}/32", "dev", "eth0")
-        _ip("-n", f"ti-{name}", "route", "add", "default", "dev", "eth0")  # whoever answers on the bridge
+            _ip("-n", f"{TAG}-{name}", "addr", "add", f"{also}/32", "dev", "eth0")
+        _ip("-n", f"{TAG}-{name}", "route", "add", "default", "dev", "eth0")  # whoever answers on the bridge
         sshd = f"{shutil.which('sshd', path='/usr/sbin')} -D -e -f {folder}/sshd_config"
         script = START.format(
             name=name,
@@ -186,7 +189,7 @@ class TestBed:
         spaces = ["unshare", "--mount", "--pid", "--fork", "--uts", "--ipc", "--propagation", "private"]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
-                ["ip", "netns", "exec", f"ti-{name}", *spaces, "bash", "-c", script],
+                ["ip", "netns", "exec", f"{TAG}-{name}", *spaces, "bash", "-c", script],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -224,19 +227,13 @@ def test_bed(folder: Path, *, workers: int, **settings: str) -> Iterator[TestBed
     bed = TestBed(folder, **settings)  # type: ignore[arg-type]
     (folder / "keys").mkdir(parents=True)
     bed.shared.mkdir()
-    with FileLock(Path(gettempdir()) / "tune_inat-testbed.lock"):  # its names are known to the whole machine
-        yield from _switched_on(bed, workers=workers)
-
-
-def _switched_on(bed: TestBed, *, workers: int) -> Iterator[TestBed]:
-    folder = bed.folder
     for name in ("id", "host"):
         subprocess.run(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "keys" / name)], check=True
         )
-    _ip("link", "add", BRIDGE, "type", "bridge")
+    _ip("link", "add", TAG, "type", "bridge")
     try:
-        _ip("link", "set", BRIDGE, "up")
+        _ip("link", "set", TAG, "up")
         laptop = bed.add("laptop", 250, has_sshd=False)
         key = laptop.folder / "root" / ".ssh" / "ray_key"
         shutil.copy(folder / "keys" / "id", key)
@@ -249,7 +246,7 @@ def _switched_on(bed: TestBed, *, workers: int) -> Iterator[TestBed]:
     finally:
         for node in list(bed.nodes.values()):
             node.power_off()
-        _ip("link", "del", BRIDGE, check=False)
+        _ip("link", "del", TAG, check=False)
 
 
 test_bed.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for a test
