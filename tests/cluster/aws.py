@@ -19,8 +19,8 @@ ENDPOINT = f"http://{SUBNET}.250:5000"
 LOOK_SECONDS = 0.5
 CREDENTIALS = "[default]\naws_access_key_id = testing\naws_secret_access_key = testing\n"
 CONFIG = f"[default]\nregion = {REGION}\nendpoint_url = {ENDPOINT}\n"
-# A machine has no index of packages: what it is asked to install has to be there.
-PIP_CONFIG = "[global]\nno-index = true\nno-build-isolation = true\ndisable-pip-version-check = true\n"
+# A machine has no index of packages: what it installs is there. (To pip, `false` is what says no here.)
+PIP_CONFIG = "[global]\nno-index = true\nno-build-isolation = false\ndisable-pip-version-check = true\n"
 RAY = "#!/root/venv/bin/python\nfrom ray.scripts.scripts import main\nmain()\n"
 KEY = "root/.ssh/ray-autoscaler_us-west-2.pem"  # where Ray keeps the one that it has made
 
