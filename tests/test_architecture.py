@@ -23,7 +23,7 @@ states wandb_files wandb_faults wandb_charts wandb_runs wandb_writer tracking
 frozen features sources leaderboard onnx_export export model_card labelled predict
 job places network plan workbench prefixes steps probe figures sharing workload forecast trial precision
 inputs summary outcome
- handout keeper neighbours spread cluster nodes
+ handout keeper neighbours spread cluster nodes losses
  failures searchers queue families housekeeping watcher tuning preparation
 report_predictions report_facts report_page report_study report_charts report_lead report_sections
 report_model report
@@ -39,7 +39,9 @@ ROOMS = {
             "neighbours",
             "spread",
             "housekeeping",
+            "losses",
             "failures",
+            "examination",
             "searchers",
             "families",
             "watcher",
