@@ -38,6 +38,26 @@ class Record:
     correct: tuple[str, ...] = ()
 
 
+def content_of(record: Record) -> dict[str, Any]:
+    """A record as its file has it, with a checksum."""
+    content: dict[str, Any] = {"rows": record.rows, "did": record.did, "correct": record.correct}
+    return {**content, "checksum": _checksum_of_record(content)}
+
+
+def record_of(content: Mapping[str, Any]) -> Record:
+    """The record that a file's content says; none if it disagrees with its checksum, or with itself.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not of that form.
+    """
+    rows = tuple(dict(row) for row in content["rows"])
+    correct = tuple(content["correct"])
+    is_whole = content["checksum"] == _checksum_of_record(content) and len(correct) == len(rows)
+    if not is_whole or [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
+        return Record()
+    return Record(rows, content["did"], correct)
+
+
 class FamilyStates:
     """The folder of one family. Only one process trains a family at a time (`exclusively`).
 
@@ -80,16 +100,7 @@ class FamilyStates:
     def record(self) -> Record:
         """The epochs recorded so far. A torn or altered record counts as none."""
         try:
-            content = json.loads((self.folder / RECORD_FILE).read_bytes())
-            rows = tuple(dict(row) for row in content["rows"])
-            correct = tuple(content["correct"])
-            if content["checksum"] != _checksum_of_record(content):
-                return Record()
-            if len(correct) != len(rows):
-                return Record()
-            if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
-                return Record()
-            return Record(rows, content["did"], correct)
+            return record_of(json.loads((self.folder / RECORD_FILE).read_bytes()))
         except (OSError, ValueError, KeyError, TypeError):
             return Record()
 
@@ -116,10 +127,9 @@ class FamilyStates:
         assert epoch == len(rows) + 1, f"epoch {epoch} cannot follow epoch {len(rows)}"
         kept = (*rows, row)
         answers = (*record.correct, correct)
-        content: dict[str, Any] = {"rows": kept, "did": dict(did), "correct": answers}
-        content["checksum"] = _checksum_of_record(content)
+        content = json.dumps(content_of(Record(kept, dict(did), answers))).encode()
         with writing(self.folder):
-            write_atomically(self.folder / RECORD_FILE, json.dumps(content).encode())
+            write_atomically(self.folder / RECORD_FILE, content)
         return kept
 
     def resumable_epoch(self, up_to: int) -> int:
