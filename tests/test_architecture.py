@@ -15,7 +15,7 @@ FLOORS = """
 interrupts errors config meter life objective wording distributions yaml_lines disk private scratch
 tries ending hangs micro_batches
 sweep_schema sweep parameters sweep_report space
-store settings runs rows ledger metrics significance calibration augment folders download archive
+store ownership settings runs rows ledger metrics significance calibration augment folders download archive
 likeness pictures remote bucket lease mirror contents devices cuts origins standings tables board notebook progress
 images facts splits audit data
 recipe weights architectures backbone freeze graph convolutions tracing
@@ -26,7 +26,7 @@ inputs summary outcome
 cluster nodes failures searchers families housekeeping watcher tuning preparation
 report_predictions report_facts report_page report_study report_charts report_lead report_sections
 report_model report
-comparison results conclusion conduct search
+comparison results conclusion remaining conduct search
 """
 ORDER = FLOORS.split()
 ROOMS = {

@@ -24,6 +24,7 @@ class Job:
         source: what `--data` says, for other machines to find the images by.
         states_root: the folder of families' epochs, if not in the store: all nodes of a cluster see it.
         states: the same in a bucket, of which each machine has copies in its store.
+        search: names the search among those that have the same `states_root`.
         memory_fraction: of a GPU's memory, for one trial.
         kept: where activations are kept, by `images_key`.
         has_room: for activations that nothing was decided about.
@@ -42,6 +43,7 @@ class Job:
     host: str = ""
     states_root: Path | None = None
     states: RemoteFolder | None = None
+    search: str = ""
     memory_fraction: float | None = None
     kept: Mapping[str, KeptCuts] = field(default_factory=dict)
     has_room: bool = True

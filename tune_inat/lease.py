@@ -1,4 +1,4 @@
-"""Who writes to a search's folder in a bucket: one search at a time, told by signs of life that are written there."""
+"""Who writes to a search's folder in a bucket: one search at a time, told by its signs of life there."""
 
 import json
 import os

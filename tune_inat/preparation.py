@@ -35,12 +35,18 @@ def this_machine() -> Cluster:
 
 
 def open_bench(
-    inputs: Inputs, meter: Meter, *, gpus_per_trial: float, storage: Storage | None = None
+    inputs: Inputs,
+    meter: Meter,
+    *,
+    gpus_per_trial: float,
+    storage: Storage | None = None,
+    search: str = "",
 ) -> Workbench:
     """The workbench of this process, and with it the job that all trials get.
 
     Args:
         storage: says where epochs are kept, if not in the store alone.
+        search: names the search among those that keep them there.
     """
     settings, metric = inputs.settings, inputs.space.metric
     job = Job(
@@ -51,6 +57,7 @@ def open_bench(
         host=this_host(),
         states_root=None if storage is None else storage.states_root,
         states=None if storage is None else storage.states,
+        search=search,
         precision="fp32",
         device="cuda" if gpus_per_trial > 0 else "cpu",
         reuse=settings.reuse,

@@ -32,7 +32,11 @@ class SearchSettings(BaseModel):
     weights: str | None = Field(None, description="default, none, or a file")
     image_size: int | None = Field(None, ge=16, le=4096, description="side of the square images in pixels")
     name: str | None = Field(None, min_length=1, description="the search's name: its folder in --storage")
-    storage: str = Field("runs", min_length=1, description="where the searches' folders are: a folder, or an s3:// or gs:// URI")
+    storage: str = Field(
+        "runs",
+        min_length=1,
+        description="where the searches' folders are: a folder, or an s3:// or gs:// URI",
+    )
     seed: int | None = Field(None, ge=0, lt=2**32, description="seed of the split and of all that is drawn")
     trials: int | None = Field(None, ge=1, description="how many trials at most")
     max_hours: float | None = Field(None, gt=0, description="hours after which the search ends")

@@ -1,4 +1,4 @@
-"""Epochs that all machines share through a bucket: each keeps a copy, and what one has trained, any can go on with."""
+"""Epochs that machines share through a bucket: each has a copy, and any goes on with what one has trained."""
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -14,7 +14,7 @@ from torch import Tensor
 from tune_inat.bucket import RemoteFolder
 from tune_inat.disk import make_folder, writing
 from tune_inat.rows import Row
-from tune_inat.states import CHECKSUM, RECORD_FILE, FamilyStates, Record, content_of, record_of
+from tune_inat.states import CHECKSUM, RECORD_FILE, FamilyStates, Found, Record, content_of, record_of
 from tune_inat.store import hash_of, write_atomically
 
 
@@ -63,7 +63,12 @@ class SharedFamilyStates(FamilyStates):
     """
 
     def __init__(
-        self, root: Path, family_key: str, remote: RemoteFolder, *, is_there: Callable[[], bool] = lambda: True
+        self,
+        root: Path,
+        family_key: str,
+        remote: RemoteFolder,
+        *,
+        is_there: Callable[[], bool] = lambda: True,
     ) -> None:
         super().__init__(root, family_key)
         self._remote = remote
@@ -75,6 +80,7 @@ class SharedFamilyStates(FamilyStates):
         """Hold the family on this machine, and bring copy and bucket to the same record."""
         with super().exclusively(look):
             self._agree()
+            self._known = super().record()
             yield
 
     def record(self) -> Record:
@@ -98,7 +104,7 @@ class SharedFamilyStates(FamilyStates):
         return rows
 
     def resumable_epoch(self, up_to: int) -> int:
-        """The last epoch, at most `up_to`, whose weights and optimizer the record names; 0 if there is none."""
+        """The last epoch, at most `up_to`, whose files the record names; 0 if there is none."""
         names = self._known_names()
         epochs = (
             epoch
@@ -171,7 +177,7 @@ class SharedFamilyStates(FamilyStates):
         self._remote.send(path, name)
         self._known_names()[path.name] = name
 
-    def _read(self, path: Path) -> dict[str, Tensor] | None:
+    def _read(self, path: Path) -> Found | None:
         """The tensors that the record means: the copy here may be of another run of the same epochs."""
         name = self._known_names().get(path.name)
         if name is None:

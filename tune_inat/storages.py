@@ -1,4 +1,4 @@
-"""Where a search leaves its folder and its epochs: in a folder, or in a bucket with a copy on this machine."""
+"""Where a search leaves its folder and its epochs: in a folder, or in a bucket with a copy here."""
 
 import hashlib
 import re

@@ -87,7 +87,9 @@ class Workbench:
         work = [family, job.data.fingerprint, weights_key, job.precision, recipe_key(), runs_on]
         if self._shared is not None:
             return self._shared.family(job.store.root / STATES_KIND, hash_of(work))
-        return FamilyStates(job.states_root or job.store.root / STATES_KIND, hash_of(work))
+        if job.states_root is None:
+            return FamilyStates(job.store.root / STATES_KIND, hash_of(work))
+        return FamilyStates(job.states_root, hash_of(work), job.search)
 
     def network(self, config: TrialConfig) -> Network:
         """A trial's network as it is before the first step."""

@@ -19,7 +19,8 @@ from pathlib import Path
 from tests.readme import README
 
 REPOSITORY = README.parent
-BRIDGE, SUBNET = "tuneinat0", "10.79.0"
+SUBNET = "10.79.0"
+BED = f"ti{os.getpid()}"  # begins the names of links and namespaces: a bed that was killed is in nobody's way
 TOOLS = ("ip", "unshare", "nsenter", "sshd", "ssh", "ssh-keygen", "rsync")
 OWN_PLACES = ("/root", "/tmp", "/run")  # of each node
 WAIT_SECONDS = 20.0
@@ -81,6 +82,11 @@ class Node:
     kept: Sequence[str] = field(default=())
 
     @property
+    def link(self) -> str:
+        """What the real machine calls its cable, and its network namespace."""
+        return _link(self.address)
+
+    @property
     def pid(self) -> int:
         """The real id of the node's first process: the first below ours with a namespace of its own."""
         own = Path("/proc/self/ns/pid").readlink()
@@ -115,15 +121,15 @@ class Node:
 
     def cut_off(self) -> None:
         """Pull the network cable."""
-        _ip("link", "set", f"v-{self.name}", "down")
+        _ip("link", "set", self.link, "down")
 
     def power_off(self) -> None:
         """End all of its processes at once."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         self.process.wait(WAIT_SECONDS)
-        _ip("link", "del", f"v-{self.name}", check=False)
-        _ip("netns", "del", f"ti-{self.name}", check=False)
+        _ip("link", "del", self.link, check=False)
+        _ip("netns", "del", self.link, check=False)
 
 
 @dataclass
@@ -148,12 +154,13 @@ class TestBed:
         (folder / "root" / ".ssh").chmod(0o700)
         shutil.copy(keys / "id.pub", folder / "root" / ".ssh" / "authorized_keys")
         (folder / "sshd_config").write_text(SSHD_CONFIG.format(address=address, keys=keys))
-        _ip("netns", "add", f"ti-{name}")
-        _ip("link", "add", f"v-{name}", "type", "veth", "peer", "name", "eth0", "netns", f"ti-{name}")
-        _ip("link", "set", f"v-{name}", "master", BRIDGE, "up")
-        _ip("-n", f"ti-{name}", "addr", "add", f"{address}/24", "dev", "eth0")
-        for link in ("lo", "eth0"):
-            _ip("-n", f"ti-{name}", "link", "set", link, "up")
+        link = _link(address)
+        _ip("netns", "add", link)
+        _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", link)
+        _ip("link", "set", link, "master", BED, "up")
+        _ip("-n", link, "addr", "add", f"{address}/24", "dev", "eth0")
+        for device in ("lo", "eth0"):
+            _ip("-n", link, "link", "set", device, "up")
         sshd = f"{shutil.which('sshd', path='/usr/sbin')} -D -e -f {folder}/sshd_config"
         script = START.format(
             name=name,
@@ -165,7 +172,7 @@ class TestBed:
         spaces = ["unshare", "--mount", "--pid", "--fork", "--uts", "--ipc", "--propagation", "private"]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
-                ["ip", "netns", "exec", f"ti-{name}", *spaces, "bash", "-c", script],
+                ["ip", "netns", "exec", link, *spaces, "bash", "-c", script],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -204,9 +211,9 @@ def test_bed(folder: Path, *, workers: int) -> Iterator[TestBed]:
         subprocess.run(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "keys" / name)], check=True
         )
-    _ip("link", "add", BRIDGE, "type", "bridge")
+    _ip("link", "add", BED, "type", "bridge")
     try:
-        _ip("link", "set", BRIDGE, "up")
+        _ip("link", "set", BED, "up")
         laptop = bed.add("laptop", 10, has_sshd=False)
         key = laptop.folder / "root" / ".ssh" / "ray_key"
         shutil.copy(folder / "keys" / "id", key)
@@ -218,10 +225,14 @@ def test_bed(folder: Path, *, workers: int) -> Iterator[TestBed]:
     finally:
         for node in bed.nodes.values():
             node.power_off()
-        _ip("link", "del", BRIDGE, check=False)
+        _ip("link", "del", BED, check=False)
 
 
 test_bed.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for a test
+
+
+def _link(address: str) -> str:
+    return f"{BED}-{address.rpartition('.')[2]}"
 
 
 def _ip(*words: str, check: bool = True) -> None:
