@@ -16,8 +16,8 @@ interrupts errors config meter life objective wording distributions yaml_lines d
 tries ending hangs micro_batches
 sweep_schema sweep parameters sweep_report space
 store ownership settings runs rows ledger metrics significance calibration augment folders download archive
-likeness pictures remote bucket lease mirror contents devices cuts origins standings tables board notebook progress
-images facts splits audit data
+likeness pictures remote bucket lease mirror elsewhere contents devices cuts origins standings tables board
+notebook progress images facts splits audit data
 recipe weights architectures backbone freeze graph convolutions tracing
 states shared_states wandb_files wandb_faults wandb_charts wandb_runs wandb_writer tracking
 frozen features sources leaderboard onnx_export export model_card labelled predict

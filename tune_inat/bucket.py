@@ -1,4 +1,4 @@
-"""A folder in a bucket (s3://, gs://) that is written as well as read: whole files, tried again for a while."""
+"""A folder in a bucket (s3://, gs://), to read and to write: whole files, tried again for a while."""
 
 import hashlib
 import os
@@ -15,10 +15,13 @@ from urllib.parse import quote
 from tune_inat.disk import writing
 from tune_inat.errors import ResourceError
 from tune_inat.remote import CHUNK_BYTES, connect, explain, hide_secrets
+from tune_inat.store import default_root
 
 PATIENCE_VARIABLE = "TUNE_INAT_STORAGE_SECONDS"
 PATIENCE_SECONDS = 120.0  # a storage that does not answer is tried again for so long
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 10.0
+
+LOOKED_AT_FOLDER = "looked-at"  # in the cache: copies of what was only read
 
 _Result = TypeVar("_Result")
 
@@ -29,7 +32,7 @@ class UnreachableError(OSError):
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file in a bucket: its name below the folder, its bytes and when it was written, by the storage's clock."""
+    """A file in a bucket: its name below the folder, and when it was written, by the storage's clock."""
 
     name: str
     n_bytes: int
@@ -208,6 +211,12 @@ class RemoteFolder:
             return float(os.environ.get(PATIENCE_VARIABLE, PATIENCE_SECONDS))
         except ValueError:
             return PATIENCE_SECONDS
+
+
+def copies_of(uri: str, kind: str) -> Path:
+    """Where this machine has its copies of what is under a URI."""
+    place = uri.partition("?")[0].rstrip("/")
+    return default_root() / kind / hashlib.sha256(place.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 def _opened(path: Path) -> Any:

@@ -54,8 +54,8 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     """Run a command and leave the process with the exit code that its end calls for.
 
     `command` is typer's app: it raises `SystemExit` itself. Mistakes of the user (`UserError`) are printed
-    on stderr and end with their exit code; Ctrl-C and SIGTERM end with `EXIT_INTERRUPTED`, a second one at once.
-    Anything else is a bug of ours and keeps its traceback.
+    on stderr and end with their exit code; Ctrl-C and SIGTERM end with `EXIT_INTERRUPTED`, a second one at
+    once. Anything else is a bug of ours and keeps its traceback.
     """
     is_requested = False
     try:

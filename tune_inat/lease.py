@@ -31,7 +31,7 @@ class Lease:
 
     Object stores know no locks, and pyarrow no conditional writes. Each search writes a claim of its own and
     then looks for others: of two that come at once at least one sees the other, and both withdraw, to come
-    again at different times. A claim is as old as the storage's clock says, so machines' clocks do not matter.
+    again at different times. A claim is as old as the storage's clock says, whatever machines' clocks say.
 
     Args:
         folder: what is to be held.

@@ -1,4 +1,4 @@
-"""A folder on this machine that is sent to a bucket while a search writes to it, so that any machine can go on."""
+"""A folder that is sent to a bucket while a search writes to it, so that any machine can go on with it."""
 
 import logging
 import os
@@ -71,8 +71,11 @@ class Mirror:
         self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def fetch(self, meter: Meter) -> None:
+    def fetch(self, meter: Meter, *, is_wanted: Callable[[str], bool] = lambda name: True) -> None:
         """Make the folder what the bucket has, before anything else is done with it.
+
+        Args:
+            is_wanted: given the name of a file, whether it is needed here.
 
         Raises:
             UnreachableError: the bucket does not answer.
@@ -84,7 +87,7 @@ class Mirror:
         for name, path in list(self._files(deep=True)):
             if name not in there:
                 path.unlink()
-        lacking = [file for file in there.values() if not self._is_fetched(file)]
+        lacking = [file for file in there.values() if is_wanted(file.name) and not self._is_fetched(file)]
         check_room(self._folder, sum(file.n_bytes for file in lacking), f"the copy of {self._remote.name}")
         if lacking:
             n_bytes = sum(file.n_bytes for file in lacking)

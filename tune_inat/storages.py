@@ -1,6 +1,5 @@
 """Where a search leaves its folder and its epochs: in a folder, or in a bucket with a copy here."""
 
-import hashlib
 import re
 import shutil
 import uuid
@@ -12,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
-from tune_inat.bucket import RemoteFolder, UnreachableError
+from tune_inat.bucket import LOOKED_AT_FOLDER, RemoteFolder, UnreachableError, copies_of
 from tune_inat.disk import make_folder
 from tune_inat.errors import ResourceError
 from tune_inat.leaderboard import SUMMARY_FILE
@@ -27,7 +26,6 @@ from tune_inat.store import claim_root, default_root
 
 STATES_FOLDER = ".states"  # in --storage: the epochs that all machines share
 COPIES_FOLDER = "storage"  # in the cache: searches' folders that are sent to a bucket
-LOOKED_AT_FOLDER = "looked-at"  # and what was only read of such
 OTHER_FILES = ".other-files"  # in a copy: the bucket's folder holds something that is no search
 
 
@@ -189,12 +187,6 @@ def open_storage(settings: SearchSettings) -> Storage:
     storage = BucketStorage(settings)
     storage.check()
     return storage
-
-
-def copies_of(uri: str, kind: str) -> Path:
-    """Where this machine has its copies of what is under a URI."""
-    place = uri.partition("?")[0].rstrip("/")
-    return default_root() / kind / hashlib.sha256(place.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 def _empty(folder: Path) -> None:
