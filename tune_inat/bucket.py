@@ -85,9 +85,9 @@ class RemoteFolder:
             seen = once.read(marker)
             once.remove(marker)
         except UnreachableError as error:
-            raise ResourceError(f"--storage {error}") from error
+            raise ResourceError(str(error)) from error
         if seen != b"seen":
-            raise ResourceError(f"--storage {self.name}: what is written there is not there afterwards.")
+            raise ResourceError(f"{self.name}: what is written there is not there afterwards.")
 
     def files(self, *, recursive: bool = False) -> dict[str, RemoteFile]:
         """The files of the folder by name, also of those below it if `recursive`."""

@@ -1,4 +1,4 @@
-"""Searches' folders wherever they are: of those in a bucket, what is needed is copied to this machine first."""
+"""Searches' folders wherever they are: of those in a bucket, what is needed is copied here first."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

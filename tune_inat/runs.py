@@ -65,8 +65,8 @@ def find_run_folder(
     if known is not None:
         if not known and (folder / IDENTITY_FILE).exists():
             raise UserError(
-                f"--name {name}: {place(folder, IDENTITY_FILE)} is damaged, so nobody knows which search this "
-                "is. Choose another name: what its trials had trained comes from the cache."
+                f"--name {name}: {place(folder, IDENTITY_FILE)} is damaged, so nobody knows which search "
+                "this is. Choose another name: what its trials had trained comes from the cache."
             )
         if not known:
             raise UserError(

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from tune_inat.bucket import LOOKED_AT_FOLDER, RemoteFolder, UnreachableError, copies_of
 from tune_inat.disk import make_folder
-from tune_inat.errors import ResourceError
+from tune_inat.errors import ResourceError, UserError
 from tune_inat.leaderboard import SUMMARY_FILE
 from tune_inat.lease import CLAIMS_FOLDER, Lease
 from tune_inat.ledger import LEDGER_FILE
@@ -22,7 +22,7 @@ from tune_inat.mirror import Mirror
 from tune_inat.remote import is_uri
 from tune_inat.runs import IDENTITY_FILE, LOCK_FILE, held
 from tune_inat.settings import SearchSettings
-from tune_inat.store import claim_root, default_root
+from tune_inat.store import claim_root, default_root, write_atomically
 
 STATES_FOLDER = ".states"  # in --storage: the epochs that all machines share
 COPIES_FOLDER = "storage"  # in the cache: searches' folders that are sent to a bucket
@@ -98,7 +98,10 @@ class BucketStorage:
             DataError: the URI names no storage that is known.
             ResourceError: with the reason.
         """
-        self._remote.check(is_only_read=self._is_only_read)
+        try:
+            self._remote.check(is_only_read=self._is_only_read)
+        except UserError as error:
+            raise type(error)([f"--storage {problem}" for problem in error.problems]) from error
 
     def look_up(self, name: str | None, proposed: str) -> None:
         """Have in `root` what tells whose a search's folder is.
@@ -115,9 +118,9 @@ class BucketStorage:
                 self._bring_identity(folder)
         except UnreachableError as error:
             raise ResourceError(f"--storage {error}") from error
-        for folder in self.root.iterdir():
-            if pattern.fullmatch(folder.name) and folder.name not in there:
-                _empty(folder)
+        for copy in list(self.root.iterdir()):
+            if pattern.fullmatch(copy.name) and copy.name not in there:
+                _empty(copy)
 
     def place(self, folder: Path, file: str = "") -> str:
         """A search's folder, or a file in it, as it is shown and can be typed."""
@@ -156,8 +159,11 @@ class BucketStorage:
         remote, folder = self._remote / name, self.root / name
         make_folder(folder)
         wanted = (IDENTITY_FILE, LEDGER_FILE) if self._is_only_read else (IDENTITY_FILE,)
-        found = [remote.fetch(file, folder / file) for file in wanted]
-        if not found[0]:
+        contents = {file: remote.read(file) for file in wanted}
+        for file, content in contents.items():
+            if content is not None and not _has(folder / file, content):
+                write_atomically(folder / file, content)
+        if contents[IDENTITY_FILE] is None:
             _empty(folder)
             if any(file.split("/")[0] != CLAIMS_FOLDER for file in remote.files(recursive=True)):
                 folder.mkdir(exist_ok=True)
@@ -187,6 +193,13 @@ def open_storage(settings: SearchSettings) -> Storage:
     storage = BucketStorage(settings)
     storage.check()
     return storage
+
+
+def _has(path: Path, content: bytes) -> bool:
+    try:
+        return path.read_bytes() == content
+    except OSError:
+        return False
 
 
 def _empty(folder: Path) -> None:
