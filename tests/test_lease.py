@@ -82,7 +82,10 @@ def test_who_was_not_heard_for_long_goes_on_if_nobody_came(folder: RemoteFolder)
         assert len((folder / CLAIMS_FOLDER).files()) == 1
 
 
-def test_of_searches_that_come_at_once_one_at_a_time_holds_it(folder: RemoteFolder) -> None:
+def test_of_searches_that_come_at_once_one_at_a_time_holds_it(
+    folder: RemoteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNE_INAT_STORAGE_SECONDS", "60")  # what another removes while it is read
     n_holding, most, n_held = 0, 0, 0
     guard = threading.Lock()
 

@@ -64,14 +64,15 @@ class Lease:
             ResourceError: another search holds it, and lives.
             UnreachableError: the storage does not answer.
         """
-        self._acquire(say)
         beats = threading.Thread(target=self._beat, name="lease", daemon=True)
-        beats.start()
         try:
+            self._acquire(say)
+            beats.start()
             yield
         finally:
             self._is_over.set()
-            beats.join()
+            if beats.is_alive():
+                beats.join()
             claims = RemoteFolder(self._claims.uri, self._claims.below, patience_seconds=2.0)
             for name in self._written:
                 with suppress(UnreachableError):

@@ -18,7 +18,7 @@ from tune_inat.leaderboard import SUMMARY_FILE
 from tune_inat.lease import CLAIMS_FOLDER, Lease
 from tune_inat.ledger import LEDGER_FILE
 from tune_inat.meter import Meter
-from tune_inat.mirror import Mirror
+from tune_inat.mirror import Mirror, StorageError
 from tune_inat.remote import is_uri
 from tune_inat.runs import IDENTITY_FILE, LOCK_FILE, held
 from tune_inat.settings import SearchSettings
@@ -149,6 +149,8 @@ class BucketStorage:
                 mirror.start()
                 try:
                     yield mirror
+                except UnreachableError as error:
+                    raise StorageError(f"--storage {error}") from error
                 finally:
                     mirror.flush()
                     self._forget_states()
