@@ -23,7 +23,7 @@ states shared_states wandb_files wandb_faults wandb_charts wandb_runs wandb_writ
 frozen features sources leaderboard onnx_export export model_card labelled predict
 storages job places network plan workbench steps probe figures sharing workload forecast trial precision
 inputs summary outcome
-cluster nodes failures searchers families housekeeping watcher tuning preparation
+cluster nodes failures searchers queue families housekeeping watcher tuning preparation
 report_predictions report_facts report_page report_study report_charts report_lead report_sections
 report_model report
 comparison results conclusion remaining conduct search
