@@ -5,6 +5,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -152,20 +153,32 @@ class Mirror:
     def _pass(self, *, deep: bool, is_last: bool) -> None:
         """Send what has changed since it was sent, and remove what has gone."""
         files = dict(self._files(deep=deep))
-        for name in sorted(files, key=lambda name: (self._ranks.get(name, 0), name)):
-            with suppress(FileNotFoundError):  # it has gone since
-                stamp = _stamp(files[name])
-                now = time.monotonic()
-                if stamp == self._sent.get(name) or (now < self._due.get(name, 0.0) and not is_last):
-                    continue
-                self._may_write()
-                self._send(files[name], name)
-                self._sent[name] = stamp
-                self._due[name] = now + stamp[0] / BYTES_PER_SECOND
+        by_rank: dict[int, list[str]] = defaultdict(list)
+        for name, path in files.items():
+            if self._is_to_be_sent(name, path, is_last=is_last):
+                by_rank[self._ranks.get(name, 0)].append(name)
+        for _, names in sorted(by_rank.items()):
+            with worker_threads(min(N_THREADS, len(names)), "send") as pool:
+                for _ in pool.map(lambda name: self._send_now(files[name], name), names):
+                    pass  # one that failed raises here
         for name in [name for name in self._sent if deep and name not in files]:
             self._may_write()
             self._remote.remove(name)
             del self._sent[name]
+
+    def _is_to_be_sent(self, name: str, path: Path, *, is_last: bool) -> bool:
+        with suppress(FileNotFoundError):
+            if _stamp(path) != self._sent.get(name):
+                return is_last or time.monotonic() >= self._due.get(name, 0.0)
+        return False
+
+    def _send_now(self, path: Path, name: str) -> None:
+        with suppress(FileNotFoundError):  # it has gone since
+            stamp, now = _stamp(path), time.monotonic()
+            self._may_write()
+            self._send(path, name)
+            self._sent[name] = stamp
+            self._due[name] = now + stamp[0] / BYTES_PER_SECOND
 
     def _mark(self) -> None:
         """Give the files the times of those in the bucket: the next `fetch` sees that they are the same."""
