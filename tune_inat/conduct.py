@@ -25,13 +25,13 @@ from tune_inat.leaderboard import (
     write_summary,
 )
 from tune_inat.ledger import Ledger
+from tune_inat.mirror import Mirror
 from tune_inat.objective import Metric
 from tune_inat.plan import longest_trial
 from tune_inat.progress import Terminal
 from tune_inat.remaining import Remaining
 from tune_inat.runs import (
     find_run_folder,
-    held,
     keep_identity,
     kept_cpus,
     short_name,
@@ -39,6 +39,7 @@ from tune_inat.runs import (
 )
 from tune_inat.scratch import scratch_folder
 from tune_inat.settings import SearchSettings
+from tune_inat.storages import Storage, open_storage
 from tune_inat.store import Store, default_root, hash_of
 from tune_inat.summary import compose_summary, to_planned
 from tune_inat.tries import Tries
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from tune_inat.workbench import Workbench
 
 DEFAULT_PROJECT = "tune_inat"
-STATES_FOLDER = ".states"  # in --storage: the epochs of searches on a cluster
 
 
 def foresee_search(settings: SearchSettings, terminal: Terminal) -> dict[str, Any]:
@@ -63,9 +63,10 @@ def foresee_search(settings: SearchSettings, terminal: Terminal) -> dict[str, An
         UserError: whatever is wrong with the settings, the inputs or the machine.
     """
     with ExitStack() as stack:
-        inputs, folder = _open(settings, terminal, stack)
+        storage = open_storage(settings)
+        inputs, folder = _open(settings, storage, terminal, stack)
         return _Conductor(
-            inputs, folder, Ledger(folder), terminal, started=time.monotonic(), bytes_before=0
+            inputs, folder, Ledger(folder), terminal, storage, started=time.monotonic(), bytes_before=0
         ).foresee()
 
 
@@ -85,22 +86,29 @@ def conduct_search(
     """
     with ExitStack() as stack:
         bytes_before = size_of(default_root()) if settings.reuse else 0
-        inputs, folder = _open(settings, terminal, stack)
-        stack.enter_context(held(folder))
+        storage = open_storage(settings)
+        inputs, folder = _open(settings, storage, terminal, stack)
+        mirror = stack.enter_context(storage.kept(folder, terminal))
         stack.enter_context(explaining_full_disk(folder, inputs.store.root, Path(gettempdir())))
         ledger = Ledger(folder)
-        conductor = _Conductor(inputs, folder, ledger, terminal, started=started, bytes_before=bytes_before)
+        conductor = _Conductor(
+            inputs, folder, ledger, terminal, storage, mirror, started=started, bytes_before=bytes_before
+        )
         return folder, conductor.run()
 
 
-def _open(settings: SearchSettings, terminal: Terminal, stack: ExitStack) -> tuple[Inputs, Path]:
+def _open(
+    settings: SearchSettings, storage: Storage, terminal: Terminal, stack: ExitStack
+) -> tuple[Inputs, Path]:
     """The inputs of a search and its folder, which need not be there yet."""
     store = open_store(settings)
     if not settings.reuse:  # nothing from earlier searches, nothing for later ones
         store = Store(stack.enter_context(scratch_folder()))
     inputs = read_inputs(settings, terminal, store)
     proposed = f"{short_name(Path(inputs.space.source).stem)}-{short_name(inputs.data.name)}"
-    return inputs, find_run_folder(Path(settings.storage), settings.name, proposed, _identity(inputs))
+    storage.look_up(settings.name, proposed)
+    identity = _identity(inputs)
+    return inputs, find_run_folder(storage.root, settings.name, proposed, identity, place=storage.place)
 
 
 def _identity(inputs: Inputs) -> dict[str, Any]:
@@ -118,6 +126,8 @@ class _Conductor:
         folder: Path,
         ledger: Ledger,
         terminal: Terminal,
+        storage: Storage,
+        mirror: Mirror | None = None,
         *,
         started: float,
         bytes_before: int,
@@ -129,6 +139,8 @@ class _Conductor:
         self._ledger = ledger
         self._remaining = Remaining(inputs, folder, ledger)
         self._terminal = terminal
+        self._storage = storage
+        self._mirror = mirror
         self._started = started
         self._effort = Effort(pixels_decoded=0 if inputs.pixels is None else inputs.pixels.n_decoded)
         self._bench: Workbench | None = None  # of this process; heavy to import, so only when it is needed
@@ -181,12 +193,17 @@ class _Conductor:
             conclusion.show(best, test, self._remaining.records()[best.trial_id], tracker)
             summary["wandb_sync"] = sync_line(self._folder)
             write_summary(self._folder, summary)
+        report = conclusion.report()
+        if self._mirror is not None:
+            with self._terminal.task(f"Sending it to {self._storage.place(self._folder)}", None, ""):
+                self._mirror.flush()  # nothing is said to be done before it is there
         self._terminal.closing(
             self._folder,
             summary,
             varied_parameters(ranked),
-            report=conclusion.report(),
+            report=report,
             sync_line=summary["wandb_sync"],
+            place=self._storage.place,
         )
         if summary["is_out_of_time"]:
             without = "" if self._settings.reuse else ", without --no-reuse,"
@@ -245,12 +262,11 @@ class _Conductor:
             asked = self._settings.gpus_per_trial
             gpus = float(this_machine().n_gpus > 0) if asked == "auto" else asked
             # Of a cluster any node may go on with what another has begun.
-            shared = Path(self._settings.storage).absolute() / STATES_FOLDER
             self._bench = open_bench(
                 self._inputs,
                 self._terminal,
                 gpus_per_trial=gpus,
-                states_root=None if self._settings.address is None else shared,
+                storage=self._storage,
                 search=self._folder.name,
             )
         return self._bench
@@ -264,9 +280,9 @@ class _Conductor:
 
                 cluster = session.enter_context(ray_session(settings.address))
                 if settings.address is not None and len(cluster().machines) > 1:
-                    from tune_inat.nodes import check_shared
+                    from tune_inat.nodes import check_storage
 
-                    check_shared(Path(settings.storage).absolute(), f"--storage {settings.storage}")
+                    check_storage(self._storage)
                 from tune_inat.housekeeping import Housekeeper
                 from tune_inat.tuning import TrialRun, run_trials  # torch, while Ray starts
 
@@ -294,6 +310,8 @@ class _Conductor:
             self._effort.add(bench.take_work())
             job = bench.job
             ending = Ending(None if settings.max_hours is None else settings.max_hours * 3600)
+            if self._mirror is not None:
+                self._mirror.on_failure = ending.lose
             tries = Tries(settings.max_failures)
             tracker = self._wandb = self._tracker(ending.is_over, tries)
             finished = self._remaining.finished()
@@ -326,6 +344,8 @@ class _Conductor:
                 self._examine(Examination(job, devices, shared.neighbours))
         for problem in tracker.problems if tracker is not None else ():
             self._terminal.warn(problem)
+        if self._mirror is not None:
+            self._mirror.check()
 
     def _examine(self, examination: "Examination") -> None:
         """Have a node examine the best model: this one takes no trials, so has no activations."""
