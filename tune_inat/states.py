@@ -38,8 +38,28 @@ class Record:
     correct: tuple[str, ...] = ()
 
 
+def content_of(record: Record) -> dict[str, Any]:
+    """A record as its file has it, with a checksum."""
+    content: dict[str, Any] = {"rows": record.rows, "did": record.did, "correct": record.correct}
+    return {**content, "checksum": _checksum_of_record(content)}
+
+
+def record_of(content: Mapping[str, Any]) -> Record:
+    """The record that a file's content says; none if it disagrees with its checksum, or with itself.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not of that form.
+    """
+    rows = tuple(dict(row) for row in content["rows"])
+    correct = tuple(content["correct"])
+    is_whole = content["checksum"] == _checksum_of_record(content) and len(correct) == len(rows)
+    if not is_whole or [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
+        return Record()
+    return Record(rows, content["did"], correct)
+
+
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """The tensors of a file, and whose they are: one owner's weights do not go with another's optimizer."""
 
     tensors: dict[str, Tensor]
@@ -131,16 +151,7 @@ class FamilyStates:
     def record(self) -> Record:
         """The epochs recorded so far. A torn or altered record counts as none."""
         try:
-            content = json.loads((self.folder / RECORD_FILE).read_bytes())
-            rows = tuple(dict(row) for row in content["rows"])
-            correct = tuple(content["correct"])
-            if content["checksum"] != _checksum_of_record(content):
-                return Record()
-            if len(correct) != len(rows):
-                return Record()
-            if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
-                return Record()
-            return Record(rows, content["did"], correct)
+            return record_of(json.loads((self.folder / RECORD_FILE).read_bytes()))
         except (OSError, ValueError, KeyError, TypeError):
             return Record()
 
@@ -168,13 +179,12 @@ class FamilyStates:
         assert epoch == len(rows) + 1, f"epoch {epoch} cannot follow epoch {len(rows)}"
         kept = (*rows, row)
         answers = (*record.correct, correct)
-        content: dict[str, Any] = {"rows": kept, "did": dict(did), "correct": answers}
-        content["checksum"] = _checksum_of_record(content)
+        longer = Record(kept, dict(did), answers)
         self._check()
         with self._writing(self.folder):
-            write_atomically(self.folder / RECORD_FILE, json.dumps(content).encode())
+            write_atomically(self.folder / RECORD_FILE, json.dumps(content_of(longer)).encode())
         if self._known is not None:
-            self._known = Record(kept, content["did"], answers)
+            self._known = longer
         return kept
 
     def resumable_epoch(self, up_to: int) -> int:
@@ -235,7 +245,7 @@ class FamilyStates:
             self._check()
             aside.replace(path)
 
-    def _read(self, path: Path) -> _Found | None:
+    def _read(self, path: Path) -> Found | None:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -243,7 +253,7 @@ class FamilyStates:
         except (OSError, SafetensorError):
             return None
         is_whole = _checksum_of(tensors) == metadata.get(CHECKSUM)
-        return _Found(tensors, metadata.get(OWNER, "")) if is_whole else None
+        return Found(tensors, metadata.get(OWNER, "")) if is_whole else None
 
 
 def _checksum_of(tensors: Mapping[str, Tensor]) -> str:

@@ -118,6 +118,7 @@ def run_trials(
             n_ahead=run.n_trials if isinstance(proposer, PlannedProposer) else 1,
             max_concurrent=devices.max_concurrent,
             reuse=job.reuse,
+            seconds=run.trial_seconds if is_order_free(run) else {},
             tries=run.tries,
             has_lost_machine=losses.has_lost_machine,
             is_over=ending.is_over,
@@ -165,6 +166,17 @@ def run_trials(
                 callback.on_experiment_end(trials=[])
         finally:
             effort.is_interrupted = ending.is_interrupted
+
+
+def is_order_free(run: TrialRun) -> bool:
+    """Whether trials go longest first, since another order than their plan's changes nothing but the time.
+
+    Early stopping compares a trial with those before it: it would train up to twice as much if all long ones
+    came first (`benchmarks.schedule`). `--max-hours` leaves the last ones out. For one trial at a time no
+    order is shorter.
+    """
+    is_early = run.early_stopping is not None or run.ending.max_seconds is not None
+    return not is_early and run.devices.max_concurrent > 1
 
 
 class SilentReporter(tune.ProgressReporter):

@@ -4,7 +4,11 @@ Machines are lost in the middle. `TUNE_INAT_LOSSES=1` also cuts a link, which Ra
 notice, and has a machine join late.
 """
 
+import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,6 +44,7 @@ parameters:
   lr: {values: [1.0e-2, 1.0e-3]}
 """
 N_EPOCHS = 160  # that it trains
+S3_PORT = 5555
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +144,65 @@ def test_same_command_again_trains_nothing(cluster: Cluster) -> None:
     ran = cluster.search(f"{SMALL} --storage {cluster.bed.shared}/runs")
     assert ran.returncode == 0, ran.stderr
     assert summary_in(cluster.bed.shared / "runs" / "small-sample")["reuse"]["epochs_trained"] == 0
+
+
+@pytest.fixture(scope="module")
+def bucket(cluster: Cluster) -> Iterator[str]:
+    """An S3 server on the head, with the bucket `runs`; the options of a URI by which all nodes reach it."""
+    head = cluster.bed.nodes["head"]
+    server = [sys.executable, "-m", "moto.server", "-H", "0.0.0.0", "-p", str(S3_PORT)]
+    process = subprocess.Popen(
+        head.command(*server), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        started = time.monotonic()
+        while in_bucket(cluster, "client.create_bucket(Bucket='runs')").returncode != 0:
+            assert time.monotonic() < started + 60, "the server did not start"
+        yield f"endpoint_override={head.address}:{S3_PORT}&scheme=http&region=us-east-1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def in_bucket(cluster: Cluster, statement: str) -> CompletedProcess[str]:
+    """Ask the S3 server of the head."""
+    made = (
+        f"import boto3; client = boto3.client('s3', endpoint_url='http://127.0.0.1:{S3_PORT}', "
+        "region_name='us-east-1', aws_access_key_id='key', aws_secret_access_key='secret')"
+    )
+    return cluster.on("head", f'{sys.executable} -c "{made}; {statement}"')
+
+
+def summary_in_bucket(cluster: Cluster) -> dict[str, Any]:
+    key = "small-sample/summary.json"
+    read = in_bucket(cluster, f"print(client.get_object(Bucket='runs', Key='{key}')['Body'].read().decode())")
+    summary: dict[str, Any] = json.loads(read.stdout)
+    return summary
+
+
+def test_bucket_that_some_nodes_do_not_reach_is_refused(cluster: Cluster, bucket: str) -> None:
+    here = f"endpoint_override=127.0.0.1:{S3_PORT}&scheme=http&region=us-east-1"
+    ran = cluster.search(f"{SMALL} --storage 's3://key:secret@runs?{here}'")
+    assert ran.returncode == 2, ran.stderr
+    for address in ("10.79.0.12", "10.79.0.13"):
+        assert f"on node {address}: s3://runs" in ran.stderr
+    assert "secret" not in ran.stderr
+
+
+def test_search_in_a_bucket_has_the_same_numbers_and_outlives_the_disk_of_its_head(
+    cluster: Cluster, bucket: str
+) -> None:
+    command = f"{SMALL} --storage 's3://key:secret@runs?{bucket}'"
+    ran = cluster.search(command)
+    assert ran.returncode == 0, ran.stderr
+    summary = summary_in_bucket(cluster)
+    assert summary["reuse"]["epochs_trained"] == 4  # of 6: what one node has trained, the other takes over
+    assert numbers(summary) == numbers(summary_in(cluster.bed.shared / "runs" / "small-sample"))
+    assert cluster.on("head", "rm -r ~/.cache/tune_inat").returncode == 0
+    again = cluster.search(command)
+    assert again.returncode == 0, again.stderr
+    assert summary_in_bucket(cluster)["reuse"]["epochs_trained"] == 0
+    assert numbers(summary_in_bucket(cluster)) == numbers(summary)
 
 
 @all_losses
