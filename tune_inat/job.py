@@ -22,9 +22,12 @@ class Job:
         files: where the machine `host` has an image of each content; another has its own (see `places`).
         source: what `--data` says, for other machines to find the images by.
         states_root: the folder of families' epochs, if not in the store: all nodes of a cluster see it.
+        search: names the search among those that have the same `states_root`.
         memory_fraction: of a GPU's memory, for one trial.
         kept: where activations are kept, by `images_key`.
         has_room: for activations that nothing was decided about.
+        budget_bytes: what `--cache-gb` allows each machine's cache; `None`: what its disk can spare.
+        is_guest: whether another machine than this one conducts the search.
     """
 
     store: Store
@@ -39,9 +42,12 @@ class Job:
     source: str = ""
     host: str = ""
     states_root: Path | None = None
+    search: str = ""
     memory_fraction: float | None = None
     kept: Mapping[str, KeptCuts] = field(default_factory=dict)
     has_room: bool = True
+    budget_bytes: int | None = None
+    is_guest: bool = False
 
     def images_key(self, config: TrialConfig, *, of_views: bool) -> str:
         """Names a set of images and the network it goes through: equal for all trials that share both."""

@@ -35,12 +35,18 @@ def this_machine() -> Cluster:
 
 
 def open_bench(
-    inputs: Inputs, meter: Meter, *, gpus_per_trial: float, states_root: Path | None = None
+    inputs: Inputs,
+    meter: Meter,
+    *,
+    gpus_per_trial: float,
+    states_root: Path | None = None,
+    search: str = "",
 ) -> Workbench:
     """The workbench of this process, and with it the job that all trials get.
 
     Args:
         states_root: where epochs are kept, if not in the store.
+        search: names the search among those that keep them there.
     """
     settings, metric = inputs.settings, inputs.space.metric
     job = Job(
@@ -50,6 +56,7 @@ def open_bench(
         source=found_everywhere(settings.data),
         host=this_host(),
         states_root=states_root,
+        search=search,
         precision="fp32",
         device="cuda" if gpus_per_trial > 0 else "cpu",
         reuse=settings.reuse,
@@ -57,6 +64,7 @@ def open_bench(
         goal=metric.goal,
         n_threads=len(os.sched_getaffinity(0)),
         memory_fraction=gpus_per_trial if 0 < gpus_per_trial < 1 else None,
+        budget_bytes=asked_budget(settings),
     )
     bench = open_driver_bench(job, meter)
 
@@ -176,6 +184,11 @@ class Preparation:
             "Sums are rounded otherwise then, so their numbers are not quite comparable.",
         )
 
+    @property
+    def configs(self) -> list[TrialConfig]:
+        """Those of the trials that are to run, or of such as stand for them."""
+        return [trial.config for trial in self._trials]
+
     def compute(self) -> None:
         """Compute, with all of this machine, what the frozen layers give; trials then only read it."""
-        self._bench.prepare([trial.config for trial in self._trials])
+        self._bench.prepare(self.configs)

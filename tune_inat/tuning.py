@@ -27,6 +27,7 @@ from tune_inat.job import Job
 from tune_inat.leaderboard import Effort
 from tune_inat.ledger import Ledger, TrialRecord
 from tune_inat.life import heard_by
+from tune_inat.losses import Losses
 from tune_inat.metrics import is_better
 from tune_inat.objective import Metric
 from tune_inat.plan import PlannedTrial
@@ -37,10 +38,10 @@ from tune_inat.sweep import EarlyStopping
 from tune_inat.trial import EpochReport, InterruptedTrialError, NonFiniteLossError, run_trial
 from tune_inat.tries import Tries
 from tune_inat.watcher import LiveTrial, Watcher
-from tune_inat.workbench import Workbench, open_worker_bench
+from tune_inat.workbench import Elsewhere, Workbench, open_worker_bench
 
 RUNG_METRIC = "rung_metric"
-GRACE_SECONDS = 1.5  # after Ctrl-C, for trials to end by themselves
+GRACE_SECONDS = 1.0  # after Ctrl-C, for trials to end by themselves
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class WorkerShare:
     Attributes:
         horizons: by family, the epochs at which its trials end, as far as they are known.
         search_id: tells one search from the next in a process that serves both.
+        elsewhere: what other nodes of a cluster have.
     """
 
     job: Job
@@ -57,6 +59,7 @@ class WorkerShare:
     early_stopping: EarlyStopping | None
     stop_file: Path
     search_id: str
+    elsewhere: Elsewhere | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class TrialRun:
         ending: when it says so, the trials that run are ended and no more are started.
         tries: how often a trial that fails is tried again.
         trial_seconds: what a trial should take, by its id, where that is known.
+        elsewhere: what a node of a cluster can have from the others.
     """
 
     job: Job
@@ -82,6 +86,7 @@ class TrialRun:
     ending: Ending
     tries: Tries = field(default_factory=Tries)
     trial_seconds: Mapping[str, float] = field(default_factory=dict)
+    elsewhere: Elsewhere | None = None
 
 
 def run_trials(
@@ -109,6 +114,7 @@ def run_trials(
             run.early_stopping, run.longest, Metric(job.metric, job.goal), finished=run.finished
         )
         ending.begin()
+        losses = Losses()
         searcher = FamilySearcher(
             proposer,
             metric=job.metric,
@@ -118,6 +124,7 @@ def run_trials(
             reuse=job.reuse,
             seconds=run.trial_seconds if is_order_free(run) else {},
             tries=run.tries,
+            has_lost_machine=losses.has_lost_machine,
             is_over=ending.is_over,
         )
         limited = ConcurrencyLimiter(searcher, devices.max_concurrent)
@@ -132,7 +139,7 @@ def run_trials(
             tries=run.tries,
             hangs=HangWatch(run.trial_seconds),
         )
-        share = WorkerShare(job, run.horizons, run.early_stopping, stop_file, str(scratch))
+        share = WorkerShare(job, run.horizons, run.early_stopping, stop_file, str(scratch), run.elsewhere)
         trainable = tune.with_resources(
             tune.with_parameters(_train, share=share),
             {"cpu": devices.cpus_per_trial, "gpu": devices.gpus_per_trial},
@@ -142,14 +149,14 @@ def run_trials(
             tune_config=tune.TuneConfig(
                 search_alg=limited,
                 scheduler=scheduler,
-                num_samples=run.n_trials * (1 + run.tries.max_failures),  # each try is one to Tune
+                num_samples=run.n_trials * run.tries.most,  # each try is one to Tune
                 reuse_actors=True,  # its own time_budget_s goes by the clock on the wall, which may jump
             ),
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=str(scratch),
                 verbose=0,
-                callbacks=[watcher, *callbacks],
+                callbacks=[losses, watcher, *callbacks],
                 progress_reporter=SilentReporter(),
             ),
         )
@@ -307,5 +314,5 @@ class RungMetric:
 def _bench_of(share: WorkerShare) -> Workbench:
     if share.search_id not in _benches:
         _benches.clear()
-        _benches[share.search_id] = open_worker_bench(share.job)
+        _benches[share.search_id] = open_worker_bench(share.job, share.elsewhere)
     return _benches[share.search_id]
