@@ -216,6 +216,6 @@ class Watcher(tune.Callback):
 
 
 def _forget_statistics(trial: Any) -> None:
-    """Tune keeps, of each metric of each trial that has ended, running means: most of its memory for a trial."""
+    """Let go of the running means that Tune keeps of each metric: most of its memory for a trial."""
     trial.run_metadata.metric_analysis.clear()
     trial.run_metadata.metric_n_steps.clear()
