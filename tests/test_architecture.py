@@ -23,7 +23,7 @@ states wandb_files wandb_faults wandb_charts wandb_runs wandb_writer tracking
 frozen features sources leaderboard onnx_export export model_card labelled predict
 job places network plan workbench prefixes steps probe figures sharing workload forecast trial precision
 inputs summary outcome
-handout keeper neighbours spread cluster nodes
+handout keeper neighbours spread examination cluster nodes
 failures searchers families housekeeping watcher tuning preparation
 report_predictions report_facts report_page report_study report_charts report_lead report_sections
 report_model report
@@ -38,6 +38,7 @@ ROOMS = {
             "keeper",
             "neighbours",
             "spread",
+            "examination",
             "housekeeping",
             "failures",
             "searchers",

@@ -58,8 +58,8 @@ def play(handout: Handout, *, losing: str | None = None, after: int = 0) -> tupl
     return computed, fetched
 
 
-def handout_of(n_shards: int, places: dict[str, list[int]], **rates: float) -> Handout:
-    handout = Handout([COST] * n_shards, Rates(**{"flops_rate": 1e11, **rates}))
+def handout_of(n_shards: int, places: dict[str, list[int]], *, link_rate: float = 1e9) -> Handout:
+    handout = Handout([COST] * n_shards, Rates(flops_rate=1e11, link_rate=link_rate))
     for place, has in places.items():
         handout.add(place, has)
     return handout

@@ -1,4 +1,4 @@
-"""The best model examined on a node that takes trials, where the machine that conducts the search takes none."""
+"""The best model examined on a node, where the machine that conducts the search takes no trials."""
 
 from dataclasses import replace
 from typing import Any

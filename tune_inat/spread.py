@@ -185,7 +185,7 @@ class _Fleet:
 
     def _start(self, kind: type, node: TrialNode, options: Mapping[str, Any], *arguments: Any) -> Any:
         pinned = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-        actor = ray.remote(kind).options(scheduling_strategy=pinned, **options).remote(*arguments)
+        actor: Any = ray.remote(kind).options(scheduling_strategy=pinned, **options).remote(*arguments)
         self._actors.append(actor)
         return actor
 
