@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from benchmarks.processes import descendants, end_processes
 # What a worker of tune_inat has imported when it trains.
 IMPORTS = "import ray, timm, torchvision, sklearn.metrics, tune_inat.tuning"
 BYTES_PER_KB = 1024
+SAMPLE_SECONDS = 0.01
 TRIAL_WORKER = b"ray::ImplicitFunc"
 
 
@@ -39,6 +41,43 @@ def read_memory(pid: int) -> Memory | None:
     if "Pss" not in kilobytes:  # it is ending
         return None
     return Memory(kilobytes["Pss"] * BYTES_PER_KB, kilobytes["Anonymous"] * BYTES_PER_KB)
+
+
+def anonymous_bytes(pid: int | str = "self") -> int:
+    """What a process has allocated, in bytes: without mapped files, as the kernel counts it (RssAnon).
+
+    Raises:
+        OSError: the process has ended.
+    """
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * BYTES_PER_KB
+    raise ProcessLookupError(pid)  # it is ending
+
+
+@dataclass
+class Peak:
+    """The most anonymous memory that was seen of this process, in bytes."""
+
+    peak: int
+
+
+@contextmanager
+def anonymous_peak() -> Iterator[Peak]:
+    """Watch this process's anonymous memory, a hundred times a second."""
+    seen, is_over = Peak(anonymous_bytes()), threading.Event()
+
+    def look() -> None:
+        while not is_over.wait(SAMPLE_SECONDS):
+            seen.peak = max(seen.peak, anonymous_bytes())
+
+    thread = threading.Thread(target=look, name="memory", daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        is_over.set()
+        thread.join()
 
 
 class TrialMemory:

@@ -1,127 +1,143 @@
-"""What a search itself costs, apart from training: `python -m benchmarks.scale`.
+"""How a search scales: `python -m benchmarks.scale`.
 
-Each row is the real command on a grid of so many one-epoch trials, whose epochs are on record already: they
-are planned, handed out by Ray Tune, replayed, journalled, ranked and reported, but nothing is trained. Time
-and memory for each trial should not depend on how many there are.
+- driver: what a search itself costs for each trial, apart from training. Time and memory for each should not
+  depend on how many there are.
+- plan: how long `--dry-run` takes for many trials.
+- images: decoding and frozen layers for many images. Memory should not depend on how many there are.
+- schedule: how far from the ideal the order of trials is on many devices, simulated.
 """
 
 import argparse
 import json
-import os
 import sys
 import tempfile
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.driver import DriverRow, measure_plan, measure_search
 from benchmarks.machine import describe_machine
+from benchmarks.many_images import PassRow
 from benchmarks.processes import RowProcess
-from tune_inat.inputs import Inputs, open_store, read_inputs
-from tune_inat.meter import SilentMeter
-from tune_inat.preparation import open_bench
-from tune_inat.settings import SearchSettings, make_settings
-from tune_inat.store import CACHE_VARIABLE
+from benchmarks.schedule import Losses, Schedule, asha_workload, grid_workload, simulate
 
-COUNTS = (100, 1_000, 5_000)
-IMAGE_SIZE = 32
-THREADS = 1
-
-
-@dataclass(frozen=True)
-class ScaleRow:
-    """A search of `n_trials`: seconds from its start to its end, and the most memory its driver took."""
-
-    n_trials: int
-    seconds: float
-    driver_bytes: int
+SECTIONS = ("driver", "plan", "images", "schedule")
+COUNTS = {  # of trials, trials, images, devices
+    "driver": (100, 1_000, 5_000),
+    "plan": (10_000,),
+    "images": (10_000, 50_000),
+    "schedule": (8, 64, 512),
+}
+QUICK = {"driver": (6,), "plan": (200,), "images": (300,), "schedule": (8,)}
+TRIALS_A_DEVICE = 10
 
 
-def settings_of(space: Path) -> SearchSettings:
-    """The arguments of a row's command."""
-    return make_settings(space=str(space), image_size=IMAGE_SIZE, cpus_per_trial=THREADS, precision="fp32")
+def driver_table(counts: Sequence[int], scratch: Path) -> Table:
+    """Searches of trials that do nothing; of each what a trial more has cost than in the row before."""
+    table = Table("trials", "seconds", "CPU seconds", "ms a trial", "CPU ms a trial", "memory", "KB a trial")
+    before: DriverRow | None = None
+    for count in counts:
+        row = measure_search(count, scratch)
+        more = ["-"] * 3 if before is None else _more(before, row)
+        memory = f"{row.anonymous / 1e6:,.0f} MB"
+        table.add_row(
+            f"{count:,}", f"{row.seconds:.1f}", f"{row.cpu_seconds:.1f}", *more[:2], memory, more[2]
+        )
+        before = row
+    return table
 
 
-def write_space(path: Path, n_trials: int) -> None:
-    """A sweep of one-epoch linear probes that differ in the learning rate alone."""
-    rates = [round(1e-4 * (1 + number / 1000), 9) for number in range(n_trials)]
-    sweep = {
-        "method": "grid",
-        "parameters": {"lr": {"values": rates}, "freeze": {"value": 1.0}, "epochs": {"value": 1}},
-    }
-    path.write_text(json.dumps(sweep))
+def plan_table(counts: Sequence[int], scratch: Path) -> Table:
+    """Plans of grids, with all that is measured for them."""
+    table = Table("trials", "seconds", "CPU seconds", "memory")
+    for count in counts:
+        row = measure_plan(count, scratch)
+        memory = f"{row.anonymous / 1e6:,.0f} MB"
+        table.add_row(f"{count:,}", f"{row.seconds:.1f}", f"{row.cpu_seconds:.1f}", memory)
+    return table
 
 
-def record_epochs(space: Path) -> None:
-    """Put an epoch of each trial on record, as if it had been trained: its numbers are made up."""
-    settings = settings_of(space)
-    inputs: Inputs = read_inputs(settings, SilentMeter(), open_store(settings))
-    bench = open_bench(inputs, SilentMeter(), gpus_per_trial=0)
-    bench.job = replace(bench.job, n_threads=THREADS)  # epochs know the threads of their trial
-    for number, trial in enumerate(inputs.plan.trials):
-        states = bench.states(trial.config)
-        with states.exclusively():
-            states.append(made_up_row(number), {"cut": "made up", "threads": THREADS})
+def images_table(counts: Sequence[int], scratch: Path) -> Table:
+    """Passes over generated images, each in a process of its own."""
+    table = Table(
+        "images",
+        "decoded",
+        "frozen layers",
+        "activations",
+        "memory: decoding, at most",
+        "memory: names, hashes",
+        "memory: pass, at most",
+    )
+    for count in counts:
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            output = scratch / "images.json"
+            RowProcess(["-m", "benchmarks.many_images", str(count), folder], {}, output).run()
+            row = PassRow(**json.loads(output.read_text()))
+        sizes = (row.activation_bytes, row.decode_peak_bytes, row.read_bytes, row.pass_peak_bytes)
+        times = (f"{row.decode_seconds:.1f} s", f"{row.pass_seconds:.1f} s")
+        table.add_row(f"{count:,}", *times, *(f"{size / 1e6:,.0f} MB" for size in sizes))
+    return table
 
 
-def made_up_row(number: int) -> dict[str, Any]:
-    """An epoch's row as a trial reports it."""
-    from tune_inat.trial import ROW_NAMES
+def schedule_table(counts: Sequence[int], scratch: Path) -> Table:
+    """Simulated searches; shares are of the time of all devices."""
+    table = Table("devices", "search", "trials", "hours", "ideal", "longer by", "idle", "repeated", "away")
+    for n_devices in counts:
+        n_trials = TRIALS_A_DEVICE * n_devices
+        for name, workload, losses in (
+            ("grid", grid_workload(n_trials), None),
+            ("grid, in the plan's order", grid_workload(n_trials, longest_first=False), None),
+            ("grid, spot", grid_workload(n_trials), Losses()),
+            ("ASHA", asha_workload(n_trials), None),
+            ("ASHA, spot", asha_workload(n_trials), Losses()),
+        ):
+            table.add_row(*_schedule_cells(name, simulate(workload, n_devices, losses=losses)))
+    return table
 
-    return {**dict.fromkeys(ROW_NAMES, 0.5), "epoch": 1, "steps": 1, "val_accuracy": number % 997 / 1000}
+
+def _schedule_cells(name: str, schedule: Schedule) -> list[str]:
+    spent = schedule.n_devices * schedule.makespan
+    hours = (f"{seconds / 3600:.2f}" for seconds in (schedule.makespan, schedule.ideal))
+    shares = (f"{100 * part / spent:.1f} %" for part in (schedule.idle, schedule.repeated, schedule.away))
+    counts = (f"{schedule.n_devices}", name, f"{schedule.n_trials:,}")
+    return [*counts, *hours, f"{100 * schedule.over_ideal:.1f} %", *shares]
 
 
-def measure(n_trials: int, scratch: Path) -> ScaleRow:
-    """Run one row in a cache and a folder of its own."""
-    folder = scratch / str(n_trials)
-    folder.mkdir()
-    os.environ[CACHE_VARIABLE] = str(folder / "cache")
-    space = folder / "scale.yaml"
-    write_space(space, n_trials)
-    record_epochs(space)
-    command = ["-m", "tune_inat.search", "--space", str(space), "--storage", str(folder / "runs")]
-    command += ["--image-size", str(IMAGE_SIZE), "--cpus-per-trial", str(THREADS), "--precision", "fp32"]
-    peak = 0
+def _more(before: DriverRow, row: DriverRow) -> list[str]:
+    n = row.n_trials - before.n_trials
+    wall, cpu = row.seconds - before.seconds, row.cpu_seconds - before.cpu_seconds
+    memory = (row.anonymous - before.anonymous) / n / 1e3
+    return [f"{1000 * wall / n:.1f}", f"{1000 * cpu / n:.1f}", f"{memory:.1f}"]
 
-    def watch(pid: int) -> None:
-        nonlocal peak
-        with suppress(OSError, StopIteration):
-            status = Path(f"/proc/{pid}/status").read_text()
-            line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-            peak = max(peak, int(line.split()[1]) * 1024)
 
-    seconds = RowProcess(command, {"WANDB_MODE": "disabled"}, folder / "out.txt").run(watch)
-    summary = json.loads(next((folder / "runs").glob("*/summary.json")).read_text())
-    if summary["reuse"]["epochs_trained"] != 0 or len(summary["trials"]) != n_trials:
-        raise SystemExit(f"{n_trials} trials: {summary['reuse']}: the epochs on record were not found.")
-    return ScaleRow(n_trials, seconds, peak)
+TABLES: dict[str, Callable[[Sequence[int], Path], Table]] = {
+    "driver": driver_table,
+    "plan": plan_table,
+    "images": images_table,
+    "schedule": schedule_table,
+}
 
 
 def main() -> None:
-    """Measure and print the rows."""
+    """Measure and print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--trials", type=int, nargs="+", default=COUNTS, help="how many trials each row has")
-    rows: list[ScaleRow] = []
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="some of the tables")
+    parser.add_argument("--counts", type=int, nargs="+", help="the rows of the tables, in place of their own")
+    parser.add_argument("--quick", action="store_true", help="small rows: whether all of it works")
+    asked = parser.parse_args()
+    console = Console(width=120)
     with tempfile.TemporaryDirectory() as scratch:
-        for n_trials in sorted(parser.parse_args().trials):
-            rows.append(measure(n_trials, Path(scratch)))
-            sys.stderr.write(f"{n_trials:,} trials: {rows[-1].seconds:.1f} s\n")
-    table = Table("trials", "seconds", "ms for each more", "driver's memory")
-    for before, row in zip([None, *rows], rows, strict=False):
-        more = (
-            "-"
-            if before is None
-            else f"{1000 * (row.seconds - before.seconds) / (row.n_trials - before.n_trials):.0f}"
-        )
-        table.add_row(f"{row.n_trials:,}", f"{row.seconds:.1f}", more, f"{row.driver_bytes / 1e6:,.0f} MB")
-    console = Console()
-    console.print(table)
-    console.print(describe_machine())
+        for section in asked.only:
+            sys.stderr.write(f"{section}...\n")
+            counts = asked.counts or (QUICK if asked.quick else COUNTS)[section]
+            table = TABLES[section](sorted(counts), Path(scratch))
+            table.title = section
+            console.print(table)
+    console.print(str(describe_machine()))
 
 
 if __name__ == "__main__":

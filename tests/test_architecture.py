@@ -15,19 +15,20 @@ FLOORS = """
 interrupts errors config meter life objective wording distributions yaml_lines disk private scratch
 tries ending hangs micro_batches
 sweep_schema sweep parameters sweep_report space
-store settings runs rows ledger metrics significance calibration augment folders download archive
-likeness pictures remote contents devices cuts origins standings tables board notebook progress
-images shards facts splits audit data
+store ownership settings runs rows ledger metrics significance calibration augment folders download archive
+likeness pictures remote bucket lease mirror elsewhere contents devices cuts origins standings tables board
+notebook progress images shards facts splits audit data
 recipe weights architectures backbone freeze graph convolutions tracing
-states wandb_files wandb_faults wandb_charts wandb_runs wandb_writer tracking
+states shared_states wandb_files wandb_faults wandb_charts wandb_runs wandb_writer tracking
 frozen features sources leaderboard onnx_export export model_card labelled predict
-job places network plan workbench prefixes steps probe figures sharing workload forecast trial precision
+storages job places network plan workbench prefixes steps probe figures sharing workload forecast
+trial precision
 inputs summary outcome
-handout keeper neighbours spread examination cluster nodes
-failures searchers families housekeeping watcher tuning preparation
+handout keeper neighbours spread cluster nodes losses
+failures searchers queue families housekeeping watcher tuning preparation
 report_predictions report_facts report_page report_study report_charts report_lead report_sections
 report_model report
-comparison results conclusion conduct search
+comparison results examination conclusion remaining conduct search
 """
 ORDER = FLOORS.split()
 ROOMS = {
@@ -38,9 +39,10 @@ ROOMS = {
             "keeper",
             "neighbours",
             "spread",
-            "examination",
             "housekeeping",
+            "losses",
             "failures",
+            "examination",
             "searchers",
             "families",
             "watcher",

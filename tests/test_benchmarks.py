@@ -1,5 +1,6 @@
 """The comparison compares like with like, says what it estimated, and leaves nothing behind."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -231,3 +232,22 @@ def test_what_a_row_leaves_running_is_ended(tmp_path: Path, is_interrupted: bool
         driver.send_signal(signal.SIGINT)
     assert driver.wait(30) == (-signal.SIGINT if is_interrupted else 0)
     assert not Path(f"/proc/{int(output.read_text())}").exists()
+
+
+# ---- the scale
+
+
+@pytest.mark.end_to_end
+def test_quick_scale_has_a_row_of_each_kind(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.scale", "--quick"],
+        cwd=REPOSITORY,
+        env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    cells = [[cell.strip() for cell in line.split("│")] for line in done.stdout.splitlines()]
+    firsts = [row[1] for row in cells if len(row) > 2]
+    assert firsts == ["6", "200", "300", "8", "8", "8", "8", "8"]
+    assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
+from tune_inat.config import TrialConfig
 from tune_inat.families import FAILURE, FamilySearcher
 from tune_inat.plan import PlannedTrial, make_plan
 from tune_inat.searchers import PlannedProposer
@@ -69,6 +70,54 @@ def test_every_trial_of_the_grid_is_started_once_and_leaders_first(n_concurrent:
         family = (params["freeze"], params["batch_size"])
         assert params["epochs"] == 7 or family in seen
         seen.add(family)
+
+
+def test_longest_trials_go_first_and_those_that_are_equal_in_the_plans_order() -> None:
+    grid = make_plan(load_space("grid"), {}, n_trials=None, seed=0).trials
+    trials = tuple(trial for trial in grid if trial.config.batch_size == 32)
+    leaders = [trial for trial in trials if trial.config.epochs == 7]
+    seconds = {trial.trial_id: 10.0 + 20.0 * (trial.config.freeze == 0.8) for trial in leaders}
+    started = run_all(searcher_of(trials, seconds=seconds), n_concurrent=1)
+    order = [(params["freeze"], params["epochs"]) for params in started]
+    assert order == [(0.8, 7), (0.7, 7), (0.9, 7), (0.7, 5), (0.8, 5), (0.9, 5)]
+
+
+def test_trial_that_fails_comes_before_longer_ones() -> None:
+    trials = make_plan(load_space("random"), {}, n_trials=4, seed=0).trials
+    seconds = {trial.trial_id: float(number) for number, trial in enumerate(trials)}
+    searcher = searcher_of(trials, seconds=seconds, tries=Tries(max_failures=1))
+    first, second = searcher.suggest("1"), searcher.suggest("2")
+    assert isinstance(first, dict)
+    assert isinstance(second, dict)
+    assert [first["trial_id"], second["trial_id"]] == [trials[-1].trial_id, trials[-2].trial_id]
+    searcher.on_trial_complete("2", error=True)
+    assert searcher.suggest("3") == second
+
+
+def test_devices_do_not_stand_idle_while_the_next_proposal_waits_for_its_family() -> None:
+    """As Optuna proposes trials: one at a time, and two of a family after another."""
+    leader, *followers, other = [
+        PlannedTrial(f"{number}", TrialConfig(epochs=epochs, lr=lr))
+        for number, (epochs, lr) in enumerate([(7, 0.1), (5, 0.1), (4, 0.1), (7, 0.2)])
+    ]
+    trials = (leader, *followers, other)
+    searcher = FamilySearcher(
+        PlannedProposer(trials), metric="val_accuracy", goal="maximize", n_ahead=1, max_concurrent=3
+    )
+    started = [searcher.suggest(str(number)) for number in range(3)]
+    assert [each and each["trial_id"] for each in started] == ["0", "3", None]  # type: ignore[index]
+
+
+def test_no_more_is_proposed_than_can_run_while_families_wait() -> None:
+    trials = tuple(PlannedTrial(str(n), TrialConfig(epochs=9 - n)) for n in range(8))
+    told = Told(trials)
+    searcher = FamilySearcher(told, metric="val_accuracy", goal="maximize", n_ahead=1, max_concurrent=3)
+    assert isinstance(searcher.suggest("1"), dict)
+    for number in range(2, 9):
+        assert searcher.suggest(str(number)) is None
+    left = told.propose()
+    assert left is not None
+    assert left.trial_id == "4"  # one runs, three wait
 
 
 def test_follower_waits_for_the_end_of_its_leader() -> None:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from tune_inat.handout import Handout, Rates, ShardCost, is_cheaper_to_fetch
+from tune_inat.handout import ASSUMED_LINK_RATE, Handout, Rates, ShardCost, is_cheaper_to_fetch
 
 MEGABYTE = 10**6
 COST = ShardCost(n_bytes=10 * MEGABYTE, flops=10**12)
@@ -58,8 +58,13 @@ def play(handout: Handout, *, losing: str | None = None, after: int = 0) -> tupl
     return computed, fetched
 
 
-def handout_of(n_shards: int, places: dict[str, list[int]], *, link_rate: float = 1e9) -> Handout:
-    handout = Handout([COST] * n_shards, Rates(flops_rate=1e11, link_rate=link_rate))
+def handout_of(
+    n_shards: int,
+    places: dict[str, list[int]],
+    flops_rate: float = 1e11,
+    link_rate: float = ASSUMED_LINK_RATE,
+) -> Handout:
+    handout = Handout([COST] * n_shards, Rates(flops_rate, link_rate))
     for place, has in places.items():
         handout.add(place, has)
     return handout

@@ -8,6 +8,7 @@ import typer
 from tune_inat.errors import UserError
 from tune_inat.search import app, read_arguments
 from tune_inat.settings import make_settings
+from tune_inat.storages import open_storage
 
 
 def test_every_wrong_argument_is_said_at_once() -> None:
@@ -47,9 +48,13 @@ def test_project_that_wandb_would_refuse_is_refused_at_once(project: str) -> Non
         make_settings(wandb_project=project)
 
 
-def test_storage_elsewhere_is_refused_not_taken_for_a_folder() -> None:
-    with pytest.raises(UserError, match="a local folder"):
-        make_settings(storage="s3://bucket/runs")
+def test_storage_of_an_unknown_kind_is_refused_not_taken_for_a_folder() -> None:
+    with pytest.raises(UserError, match=r"--storage ftp://host/runs: ftp:// cannot be read"):
+        open_storage(make_settings(storage="ftp://host/runs"))
+
+
+def test_folder_may_be_named_by_a_uri(hostile_path: Path) -> None:
+    assert open_storage(make_settings(storage=hostile_path.as_uri())).root == hostile_path
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/tmp/there", "a\\b", "..", ".", " ", "x" * 300])

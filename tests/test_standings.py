@@ -62,6 +62,21 @@ def test_new_trials_are_seen_in_a_list_that_grows() -> None:
     assert standings.varied_names == ["lr"]
 
 
+def test_what_has_ended_need_not_be_told_again() -> None:
+    """As of thousands of trials only those are told that run."""
+    ended = [
+        FakeTrial("a", epochs=4, epoch=4, status="TERMINATED", val_accuracy=0.9),
+        FakeTrial("b", epochs=4),
+    ]
+    whole, news = standings_of(*ended), standings_of(*ended)
+    later = FakeTrial("b", epochs=4, epoch=2, val_accuracy=0.5)
+    whole.update([ended[0], later])
+    news.update([later])
+    assert news.trials == whole.trials
+    assert (news.n_done, news.n_epochs, news.best) == (1, 6, {"a": 0.9, "b": 0.5})
+    assert news.seconds_left(elapsed=6.0) == whole.seconds_left(elapsed=6.0) == pytest.approx(2 + 2 * 4)
+
+
 def test_no_time_is_estimated_before_the_first_epoch() -> None:
     assert standings_of(FakeTrial("a")).seconds_left(elapsed=60.0) is None
 
@@ -92,8 +107,8 @@ def test_share_of_the_work_done_starts_at_none_and_ends_at_all() -> None:
 
 def test_time_left_goes_by_what_trials_cost_where_that_is_known() -> None:
     """`a` trains and is half done, `b` will replay it, `c` trains as long."""
-    standings = standings_of(FakeTrial("a", epochs=4, epoch=2), total=3)
-    standings.costs = {"a": 40.0, "b": 1.0, "c": 39.0}
+    costs = {"a": 40.0, "b": 1.0, "c": 39.0}
+    standings = standings_of(FakeTrial("a", epochs=4, epoch=2), total=3, costs=costs)
     assert standings.seconds_left(elapsed=10.0) == pytest.approx(10.0 * (20 + 1 + 39) / 20)
     standings.update([*standings.trials, FakeTrial("c", epochs=4, epoch=1, status="STOPPED")])
     assert standings.seconds_left(elapsed=10.0) == pytest.approx(10.0 * (20 + 1) / (20 + 39 / 4))

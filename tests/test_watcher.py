@@ -103,6 +103,19 @@ def test_try_that_tune_gives_up_without_a_word_counts_as_failed(hostile_path: Pa
     assert isinstance(watched.searcher.suggest("ray-2"), dict)
 
 
+def test_end_of_a_trial_is_shown_once(hostile_path: Path) -> None:
+    """Of thousands of trials few run."""
+    watched = Watched(hostile_path)
+    trial = watched.start("ray-1")
+    watched.watcher.on_trial_start(1, [trial], trial)
+    watched.searcher.on_trial_complete("ray-1", {"val_accuracy": 0.5, "epoch": 2})
+    watched.watcher.on_trial_complete(1, [trial], trial)
+    watched.watcher.on_step_end(1, [trial])
+    assert [shown.status for shown in watched.shown] == ["STOPPED"]  # no row of its last epoch came here
+    watched.watcher.on_step_end(2, [trial])
+    assert list(watched.shown) == []
+
+
 def test_failure_that_a_trial_reports_is_for_good(hostile_path: Path) -> None:
     watched = Watched(hostile_path)
     trial = watched.start("ray-1")

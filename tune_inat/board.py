@@ -37,7 +37,7 @@ class TrialBoard:
         self._n_warned: Counter[str] = Counter()
 
     def update(self, trials: Sequence[LiveTrial]) -> None:
-        """Show how all trials that have started stand now; may be called as often as one likes."""
+        """Show how trials stand now: those that may have changed, or all; may be called at any rate."""
         now = self._clock()
         self._standings.update(trials)
         for trial in trials:

@@ -1,7 +1,6 @@
 """Conducts a search from its settings to its folder of results."""
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -11,35 +10,28 @@ from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 from tune_inat.conclusion import Conclusion
-from tune_inat.config import TrialConfig
 from tune_inat.disk import explaining_full_disk, size_of
 from tune_inat.ending import Ending
 from tune_inat.inputs import Inputs, open_store, read_inputs
 from tune_inat.leaderboard import (
-    BEST_MODEL_FOLDER,
-    LEADERBOARD_FILE,
-    PREDICTIONS_FILE,
-    SUMMARY_FILE,
     Effort,
     TestResult,
     TrialResult,
     best_of,
     leaderboard,
     read_summary,
-    trial_result,
     varied_parameters,
     write_leaderboard,
     write_summary,
 )
-from tune_inat.ledger import Ledger, TrialRecord
+from tune_inat.ledger import Ledger
+from tune_inat.mirror import Mirror
 from tune_inat.objective import Metric
-from tune_inat.plan import TrialNamer, complete_config, is_of_space, longest_trial
+from tune_inat.plan import longest_trial
 from tune_inat.progress import Terminal
-from tune_inat.report import REPORT_FILE
+from tune_inat.remaining import Remaining
 from tune_inat.runs import (
-    STUDY_FILE,
     find_run_folder,
-    held,
     keep_identity,
     kept_cpus,
     short_name,
@@ -47,8 +39,9 @@ from tune_inat.runs import (
 )
 from tune_inat.scratch import scratch_folder
 from tune_inat.settings import SearchSettings
+from tune_inat.storages import Storage, open_storage
 from tune_inat.store import Store, default_root, hash_of
-from tune_inat.summary import compose_summary
+from tune_inat.summary import compose_summary, to_planned
 from tune_inat.tries import Tries
 from tune_inat.wandb_files import sync_line
 
@@ -57,12 +50,10 @@ if TYPE_CHECKING:
     from tune_inat.forecast import Forecast
     from tune_inat.outcome import Examined
     from tune_inat.preparation import Preparation
-    from tune_inat.searchers import Proposer
     from tune_inat.tracking import WandbTracker
     from tune_inat.workbench import Workbench
 
 DEFAULT_PROJECT = "tune_inat"
-STATES_FOLDER = ".states"  # in --storage: the epochs of searches on a cluster
 
 
 def foresee_search(settings: SearchSettings, terminal: Terminal) -> dict[str, Any]:
@@ -72,9 +63,10 @@ def foresee_search(settings: SearchSettings, terminal: Terminal) -> dict[str, An
         UserError: whatever is wrong with the settings, the inputs or the machine.
     """
     with ExitStack() as stack:
-        inputs, folder = _open(settings, terminal, stack)
+        storage = open_storage(settings)
+        inputs, folder = _open(settings, storage, terminal, stack)
         return _Conductor(
-            inputs, folder, Ledger(folder), terminal, started=time.monotonic(), bytes_before=0
+            inputs, folder, Ledger(folder), terminal, storage, started=time.monotonic(), bytes_before=0
         ).foresee()
 
 
@@ -94,30 +86,29 @@ def conduct_search(
     """
     with ExitStack() as stack:
         bytes_before = size_of(default_root()) if settings.reuse else 0
-        inputs, folder = _open(settings, terminal, stack)
-        stack.enter_context(held(folder))
+        storage = open_storage(settings)
+        inputs, folder = _open(settings, storage, terminal, stack)
+        mirror = stack.enter_context(storage.kept(folder, terminal))
         stack.enter_context(explaining_full_disk(folder, inputs.store.root, Path(gettempdir())))
         ledger = Ledger(folder)
-        conductor = _Conductor(inputs, folder, ledger, terminal, started=started, bytes_before=bytes_before)
+        conductor = _Conductor(
+            inputs, folder, ledger, terminal, storage, mirror, started=started, bytes_before=bytes_before
+        )
         return folder, conductor.run()
 
 
-def _open(settings: SearchSettings, terminal: Terminal, stack: ExitStack) -> tuple[Inputs, Path]:
+def _open(
+    settings: SearchSettings, storage: Storage, terminal: Terminal, stack: ExitStack
+) -> tuple[Inputs, Path]:
     """The inputs of a search and its folder, which need not be there yet."""
     store = open_store(settings)
     if not settings.reuse:  # nothing from earlier searches, nothing for later ones
         store = Store(stack.enter_context(scratch_folder()))
     inputs = read_inputs(settings, terminal, store)
     proposed = f"{short_name(Path(inputs.space.source).stem)}-{short_name(inputs.data.name)}"
-    return inputs, find_run_folder(Path(settings.storage), settings.name, proposed, _identity(inputs))
-
-
-def _begin_anew(folder: Path, ledger: Ledger) -> None:
-    """Remove what earlier runs of the command left and this one would go on from. W&B's runs are a record."""
-    ledger.forget()
-    shutil.rmtree(folder / BEST_MODEL_FOLDER, ignore_errors=True)
-    for name in (SUMMARY_FILE, LEADERBOARD_FILE, PREDICTIONS_FILE, STUDY_FILE, REPORT_FILE):
-        (folder / name).unlink(missing_ok=True)
+    storage.look_up(settings.name, proposed)
+    identity = _identity(inputs)
+    return inputs, find_run_folder(storage.root, settings.name, proposed, identity, place=storage.place)
 
 
 def _identity(inputs: Inputs) -> dict[str, Any]:
@@ -135,6 +126,8 @@ class _Conductor:
         folder: Path,
         ledger: Ledger,
         terminal: Terminal,
+        storage: Storage,
+        mirror: Mirror | None = None,
         *,
         started: float,
         bytes_before: int,
@@ -144,7 +137,10 @@ class _Conductor:
         self._metric: Metric = inputs.space.metric
         self._folder = folder
         self._ledger = ledger
+        self._remaining = Remaining(inputs, folder, ledger)
         self._terminal = terminal
+        self._storage = storage
+        self._mirror = mirror
         self._started = started
         self._effort = Effort(pixels_decoded=0 if inputs.pixels is None else inputs.pixels.n_decoded)
         self._bench: Workbench | None = None  # of this process; heavy to import, so only when it is needed
@@ -152,7 +148,6 @@ class _Conductor:
         self._wandb: WandbTracker | None = None
         self._examined: Examined | None = None  # the best model, by a node of the cluster
         self._bytes_before = bytes_before
-        self._is_to_begin_anew = not inputs.settings.reuse  # once nothing can be refused any more
 
     def run(self) -> dict[str, Any]:
         """Run what is left, then write the results; returns the summary.
@@ -164,15 +159,15 @@ class _Conductor:
         """
         self._say_notices()
         try:
-            n_left = self._n_left()
+            n_left = self._remaining.count()
             if n_left > 0:
                 self._run_trials(n_left)
             else:
                 keep_identity(self._folder, _identity(self._inputs))
-                self._terminal.say(f"All {len(self._finished()):,} trials are done already.")
+                self._terminal.say(f"All {len(self._remaining.finished()):,} trials are done already.")
             return self._conclude()
         except KeyboardInterrupt:
-            if not self._records():
+            if not self._remaining.records():
                 raise
             self._effort.is_interrupted = True
             return self._conclude()
@@ -180,7 +175,7 @@ class _Conductor:
     def _conclude(self) -> dict[str, Any]:
         """Write the results. After an interrupt only what takes a moment: no model is tested or exported."""
         is_interrupted = self._effort.is_interrupted
-        ranked = leaderboard(self._results(), self._metric.name, self._metric.goal)
+        ranked = leaderboard(self._remaining.results(), self._metric.name, self._metric.goal)
         best = best_of(ranked)
         write_leaderboard(self._folder, ranked)
         has_run = self._forecast is not None or is_interrupted
@@ -195,15 +190,20 @@ class _Conductor:
         write_summary(self._folder, summary)  # all that is known, before anything that waits for W&B
         if best is not None and self._is_to_be_shown(has_news=conclusion.has_news):
             tracker = self._wandb or self._tracker(lambda: False)
-            conclusion.show(best, test, self._records()[best.trial_id], tracker)
+            conclusion.show(best, test, self._remaining.records()[best.trial_id], tracker)
             summary["wandb_sync"] = sync_line(self._folder)
             write_summary(self._folder, summary)
+        report = conclusion.report()
+        if self._mirror is not None:
+            with self._terminal.task(f"Sending it to {self._storage.place(self._folder)}", None, ""):
+                self._mirror.flush()  # nothing is said to be done before it is there
         self._terminal.closing(
             self._folder,
             summary,
             varied_parameters(ranked),
-            report=conclusion.report(),
+            report=report,
             sync_line=summary["wandb_sync"],
+            place=self._storage.place,
         )
         if summary["is_out_of_time"]:
             without = "" if self._settings.reuse else ", without --no-reuse,"
@@ -226,7 +226,7 @@ class _Conductor:
             else:
                 with ray_session(self._settings.address) as wait_for_cluster:
                     cluster = wait_for_cluster()
-            preparation = self._prepare(self._n_left())
+            preparation = self._prepare(self._remaining.count())
             forecast, _ = preparation.foresee(cluster, seconds_so_far=START_SECONDS)
         return forecast.to_json()
 
@@ -238,40 +238,16 @@ class _Conductor:
         for warning in self._inputs.audit.warnings():
             self._terminal.warn(warning)
 
-    def _records(self) -> dict[str, TrialRecord]:
-        """What the ledger has on trials of this space. Under a name it may know others, too."""
-        inputs = self._inputs
-        if self._is_to_begin_anew:
-            return {}
-        planned = {trial.trial_id for trial in inputs.plan.trials}
-        return {
-            trial_id: record
-            for trial_id, record in self._ledger.records().items()
-            if trial_id in planned or is_of_space(record.config, inputs.space, inputs.fixed)
-        }
-
-    def _finished(self) -> dict[str, TrialRecord]:
-        return {trial_id: record for trial_id, record in self._records().items() if record.is_finished}
-
-    def _n_left(self) -> int:
-        """Trials that are not done. Fewer may be asked for than there are."""
-        finished, plan = self._finished(), self._inputs.plan
-        if self._inputs.space.method == "bayes":
-            return max(0, plan.n_trials - len(finished))
-        return sum(trial.trial_id not in finished for trial in plan.trials)
-
     def _prepare(self, n_left: int) -> "Preparation":
         """The preparation of the trials that are left, once it is known that they can run."""
         from tune_inat.preparation import Preparation
 
-        finished = self._finished()
-        left = [trial for trial in self._inputs.plan.trials if trial.trial_id not in finished]
         preparation = Preparation(
             self._inputs,
             self._open_bench(),
-            left,
+            self._remaining.planned(),
             n_left=n_left,
-            n_finished=len(finished),
+            n_finished=len(self._remaining.finished()),
             cpus_so_far=kept_cpus(self._folder),
         )
         for notice in preparation.check():
@@ -286,12 +262,12 @@ class _Conductor:
             asked = self._settings.gpus_per_trial
             gpus = float(this_machine().n_gpus > 0) if asked == "auto" else asked
             # Of a cluster any node may go on with what another has begun.
-            shared = Path(self._settings.storage).absolute() / STATES_FOLDER
             self._bench = open_bench(
                 self._inputs,
                 self._terminal,
                 gpus_per_trial=gpus,
-                states_root=None if self._settings.address is None else shared,
+                storage=self._storage,
+                search=self._folder.name,
             )
         return self._bench
 
@@ -304,9 +280,9 @@ class _Conductor:
 
                 cluster = session.enter_context(ray_session(settings.address))
                 if settings.address is not None and len(cluster().machines) > 1:
-                    from tune_inat.nodes import check_shared
+                    from tune_inat.nodes import check_storage
 
-                    check_shared(Path(settings.storage).absolute(), f"--storage {settings.storage}")
+                    check_storage(self._storage)
                 from tune_inat.housekeeping import Housekeeper
                 from tune_inat.tuning import TrialRun, run_trials  # torch, while Ray starts
 
@@ -314,10 +290,8 @@ class _Conductor:
                 self._forecast, devices = preparation.foresee(
                     cluster(), seconds_so_far=time.monotonic() - self._started
                 )
-            if self._is_to_begin_anew:
-                _begin_anew(self._folder, self._ledger)
-                self._is_to_begin_anew = False
-            # Nothing is refused from here on. A machine with fewer cores does not change what the search has.
+            self._remaining.begin()
+            # A machine with fewer cores does not change what the search has.
             is_new = kept_cpus(self._folder) is None or settings.cpus_per_trial is not None
             cpus = devices.cpus_per_trial if is_new and devices.gpus_per_trial == 0 else None
             keep_identity(self._folder, _identity(self._inputs), cpus_per_trial=cpus)
@@ -336,9 +310,11 @@ class _Conductor:
             self._effort.add(bench.take_work())
             job = bench.job
             ending = Ending(None if settings.max_hours is None else settings.max_hours * 3600)
+            if self._mirror is not None:
+                self._mirror.on_failure = ending.lose
             tries = Tries(settings.max_failures)
             tracker = self._wandb = self._tracker(ending.is_over, tries)
-            finished = self._finished()
+            finished = self._remaining.finished()
             costs = self._forecast.trial_seconds
             with self._terminal.trials(n_left + len(finished), len(finished), self._metric, costs) as board:
                 run = TrialRun(
@@ -356,7 +332,7 @@ class _Conductor:
                 )
                 run_trials(
                     run,
-                    self._proposer(n_left),
+                    self._remaining.proposer(n_left, self._terminal),
                     effort=self._effort,
                     ledger=self._ledger,
                     observer=board.update,
@@ -368,12 +344,14 @@ class _Conductor:
                 self._examine(Examination(job, devices, shared.neighbours))
         for problem in tracker.problems if tracker is not None else ():
             self._terminal.warn(problem)
+        if self._mirror is not None:
+            self._mirror.check()
 
     def _examine(self, examination: "Examination") -> None:
         """Have a node examine the best model: this one takes no trials, so has no activations."""
         bench = self._open_bench()
         bench.job = replace(bench.job, kept={}, has_room=False)  # should no node do it: no more than it needs
-        best = best_of(leaderboard(self._results(), self._metric.name, self._metric.goal))
+        best = best_of(leaderboard(self._remaining.results(), self._metric.name, self._metric.goal))
         if best is None:
             return
         with self._terminal.task("Testing the best model on a node", None, ""):
@@ -381,37 +359,6 @@ class _Conductor:
         self._effort.add(work)
         if problem is not None:
             self._terminal.warn(problem)
-
-    def _proposer(self, n_left: int) -> "Proposer":
-        from tune_inat.searchers import (
-            OptunaProposer,
-            PlannedProposer,
-            name_study,
-            set_aside_damaged_study,
-        )
-
-        finished = self._finished()
-        space, fixed = self._inputs.space, self._inputs.fixed
-        if space.method != "bayes":
-            return PlannedProposer(
-                [trial for trial in self._inputs.plan.trials if trial.trial_id not in finished]
-            )
-        damage = set_aside_damaged_study(self._folder / STUDY_FILE)
-        if damage is not None:
-            self._terminal.warn(damage)
-        namer = TrialNamer()
-        for record in finished.values():
-            namer.name(TrialConfig(**record.config))
-        return OptunaProposer(
-            space,
-            self._folder,
-            study=name_study(self._folder.name, space),
-            earlier=tuple(finished.values()),
-            failed=tuple(record for record in self._records().values() if record.status == "ERROR"),
-            n_trials=n_left,
-            seed=self._inputs.seed,
-            complete=lambda point: namer.name(complete_config(point, fixed)),
-        )
 
     def _tracker(self, is_over: Callable[[], bool], tries: Tries | None = None) -> "WandbTracker | None":
         from tune_inat.tracking import WandbTracker, resolve_mode
@@ -436,7 +383,9 @@ class _Conductor:
             work=hash_of(work_identity(_identity(self._inputs))),
             is_over=is_over,
             tries=tries,
-            trained_before={trial_id: record.epochs_trained for trial_id, record in self._records().items()},
+            trained_before={
+                trial_id: record.epochs_trained for trial_id, record in self._remaining.records().items()
+            },
         )
 
     # ---- the results
@@ -444,28 +393,6 @@ class _Conductor:
     def _is_to_be_shown(self, *, has_news: bool) -> bool:
         """Whether W&B is to be told which trial is the best, as an earlier run of the command was not."""
         return (has_news or self._settings.wandb_model) and not self._effort.is_interrupted
-
-    def _planned(self) -> dict[str, Any]:
-        """What the plan said of this run of the command; nulls where nothing was left to run."""
-        forecast = self._forecast
-        if forecast is None:
-            return {"seconds": None, "epochs": 0, "bytes": 0}
-        return {
-            "seconds": round(forecast.seconds["total"], 1),
-            "epochs": forecast.epochs_to_train,
-            "bytes": forecast.disk["total"],
-            "plan": forecast.to_json(),
-        }
-
-    def _results(self) -> list[TrialResult]:
-        """All trials of the plan, also those that did not come to run, and all others that ran before."""
-        records = self._records()
-        planned = {
-            trial.trial_id: TrialRecord(trial.trial_id, trial.config.model_dump())
-            for trial in self._inputs.plan.trials
-        }
-        wanted = {**planned, **records}.values()
-        return [trial_result(record, self._metric.name, self._metric.goal) for record in wanted]
 
     def _summary(
         self,
@@ -478,7 +405,7 @@ class _Conductor:
         """The content of `summary.json`."""
         n_failed = sum(result.status == "ERROR" for result in ranked)
         wall_seconds = time.monotonic() - self._started
-        planned, measured = self._planned(), self._measured(wall_seconds)
+        planned, measured = to_planned(self._forecast), self._measured(wall_seconds)
         earlier = read_summary(self._folder) or {}
         seconds_before = float(earlier.get("search_seconds", 0.0))
         if self._forecast is None:  # nothing was left to run: what the search took stays on record
@@ -494,7 +421,7 @@ class _Conductor:
             is_exported=is_exported,
             folder=self._folder,
             effort=self._effort,
-            n_left=max(0, self._n_left() - n_failed),
+            n_left=max(0, self._remaining.count() - n_failed),
             planned=planned,
             measured=measured,
             wall_seconds=wall_seconds,
@@ -502,7 +429,7 @@ class _Conductor:
         )
 
     def _measured(self, wall_seconds: float) -> dict[str, Any]:
-        """What this run of the command came to, beside `_planned`."""
+        """What this run of the command came to, beside what was planned."""
         return {
             "seconds": round(wall_seconds, 3),
             "epochs": self._effort.epochs_trained,

@@ -20,6 +20,8 @@ class UserError(Exception):
     be right.
     """
 
+    exit_code = EXIT_USAGE  # of a command that ends on it
+
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
         super().__init__("\n".join(self.problems))
@@ -52,19 +54,19 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     """Run a command and leave the process with the exit code that its end calls for.
 
     `command` is typer's app: it raises `SystemExit` itself. Mistakes of the user (`UserError`) are printed
-    on stderr and end with `EXIT_USAGE`; Ctrl-C and SIGTERM end with `EXIT_INTERRUPTED`, a second one at once.
-    Anything else is a bug of ours and keeps its traceback.
+    on stderr and end with their exit code; Ctrl-C and SIGTERM end with `EXIT_INTERRUPTED`, a second one at
+    once. Anything else is a bug of ours and keeps its traceback.
     """
     is_requested = False
     try:
-        with interruptible() as interruption:
+        with interruptible(ends_process=True) as interruption:
             try:
                 command()
             finally:
                 is_requested = interruption.is_requested
     except UserError as error:
         sys.stderr.write(f"{describe(error)}\n")
-        raise SystemExit(EXIT_USAGE) from None
+        raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         _say_interrupted(is_requested)
         raise SystemExit(EXIT_INTERRUPTED) from None

@@ -1,4 +1,4 @@
-"""The best model examined on a node, where the machine that conducts the search takes no trials."""
+"""The best model examined on a node that takes trials, where the one that conducts a search takes none."""
 
 from dataclasses import replace
 from typing import Any

@@ -16,8 +16,10 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from tune_inat.disk import check_room, sync
+from tune_inat.elsewhere import folder_at, send_to
 from tune_inat.errors import UserError, printable, run_command
 from tune_inat.leaderboard import BEST_MODEL_FOLDER, PREDICTIONS_FILE
+from tune_inat.remote import is_uri
 from tune_inat.store import write_atomically
 from tune_inat.wording import complaint
 
@@ -178,7 +180,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    run: Annotated[Path, typer.Argument(help="The folder of a search (runs/NAME), or of a model.")],
+    run: Annotated[str, typer.Argument(help="The folder of a search (runs/NAME) or model, or its URI.")],
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Write model.onnx, and compare it with the network.")
     ] = False,
@@ -189,16 +191,24 @@ def main(
     from tune_inat.onnx_export import ONNX_FILE, check_packages, write_onnx
 
     check_packages()
-    folder = model_folder(run)
-    classifier = load_classifier(folder)
-    checked = write_onnx(
-        classifier.network,
-        folder / ONNX_FILE,
-        image_size=classifier.config.image_size,
-        images=_known_images(folder),
-    )
-    sys.stdout.write(printable(str(folder / ONNX_FILE)) + "\n")
+    with folder_at(run, is_wanted=lambda name: is_of_model(name) or name == PREDICTIONS_FILE) as place:
+        folder = model_folder(place)
+        classifier = load_classifier(folder)
+        checked = write_onnx(
+            classifier.network,
+            folder / ONNX_FILE,
+            image_size=classifier.config.image_size,
+            images=_known_images(folder),
+        )
+        file = folder / ONNX_FILE
+        written = send_to(run, file, file.relative_to(place).as_posix()) if is_uri(run) else str(file)
+    sys.stdout.write(printable(written) + "\n")
     sys.stderr.write(f"{checked}\n")
+
+
+def is_of_model(name: str) -> bool:
+    """Whether a file of a search's folder is one of its model's, by its name below the folder."""
+    return name.rpartition("/")[2] in MODEL_FILES
 
 
 def model_folder(run: Path) -> Path:

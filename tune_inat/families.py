@@ -1,7 +1,7 @@
 """Who trains next: leaders before their followers, and what failed before all others."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from ray.tune.search import Searcher
 from tune_inat.metrics import is_better
 from tune_inat.objective import Goal
 from tune_inat.plan import PlannedTrial
+from tune_inat.queue import TrialQueue
 from tune_inat.searchers import Proposer, tune_mode
 from tune_inat.tries import Tries
 
@@ -26,10 +27,14 @@ class FamilySearcher(Searcher):
     Tune it is a new trial, to the proposer the same.
 
     Args:
-        n_ahead: how many trials to know beforehand: all of a plan, one of Optuna's.
+        n_ahead: how many trials to know beforehand: all of a plan, one of Optuna's. Where each of them waits
+            for its family, more are asked for, as many as can run at a time.
         max_concurrent: how many trials run at a time.
         reuse: without it no trial has anything to wait for.
+        seconds: what a trial should take, by its id: the longest goes first. Without it, and among equals,
+            the order is the proposer's.
         tries: is told of each failure.
+        has_lost_machine: whether a try, by Tune's id, that has failed did so because its machine is gone.
         is_over: whether the search is being ended. Then no more trials are handed out, and of one that ends
             short its proposer is not told, so that it comes again when the search goes on.
     """
@@ -43,18 +48,20 @@ class FamilySearcher(Searcher):
         n_ahead: int,
         max_concurrent: int | None = None,
         reuse: bool = True,
+        seconds: Mapping[str, float] | None = None,
         tries: Tries | None = None,
+        has_lost_machine: Callable[[str], bool] = lambda try_id: False,
         is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(metric=metric, mode=tune_mode(goal))
         self._max_concurrent = max_concurrent
         self._tries = tries or Tries()
+        self._has_lost_machine = has_lost_machine
         self._proposer = proposer
         self._n_ahead = n_ahead
         self._goal = goal
-        self._reuse = reuse
         self._is_over = is_over
-        self._waiting: list[PlannedTrial] = []
+        self._waiting = TrialQueue(by_family=reuse, seconds=seconds)
         self._running: dict[str, PlannedTrial] = {}  # by Ray's id, which each try has anew
         self._best: dict[str, float] = {}  # by ours, as all below
         self._last_epoch: dict[str, int] = {}
@@ -70,11 +77,9 @@ class FamilySearcher(Searcher):
         if self._max_concurrent is not None and len(self._running) >= self._max_concurrent:
             return None
         self.tell_ends()
-        self._fill()
-        trial = next((trial for trial in self._waiting if self._is_ready(trial)), None)
+        trial = self._next()
         if trial is None:
             return None if self._waiting or self._running else Searcher.FINISHED
-        self._waiting.remove(trial)
         self._running[trial_id] = trial
         return {"trial_id": trial.trial_id, "params": trial.config.model_dump()}
 
@@ -122,9 +127,11 @@ class FamilySearcher(Searcher):
         trial = self._running.pop(trial_id)
         is_final = trial.trial_id in self._cannot_succeed
         has_failed = error or is_final
-        if has_failed and self._tries.fail(trial.trial_id, is_final=is_final):
-            self._waiting.insert(0, trial)
+        is_lost = error and not is_final and self._has_lost_machine(trial_id)
+        if has_failed and self._tries.fail(trial.trial_id, is_final=is_final, has_lost_machine=is_lost):
+            self._waiting.give_back(trial)
             return
+        self._waiting.release(trial)
         last_epoch = self._last_epoch.pop(trial.trial_id, 0)
         best = self._best.pop(trial.trial_id, None)
         if not has_failed and last_epoch < trial.config.epochs and self._is_over():
@@ -147,16 +154,18 @@ class FamilySearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, likewise."""
 
-    def _fill(self) -> None:
-        while len(self._waiting) < self._n_ahead and (trial := self._proposer.propose()) is not None:
-            self._waiting.append(trial)
+    def _next(self) -> PlannedTrial | None:
+        """The trial to hand out now, if there is one."""
+        while len(self._waiting) < self._n_ahead and self._ask():
+            pass
+        trial = self._waiting.take()
+        while trial is None and len(self._waiting) < (self._max_concurrent or 1) and self._ask():
+            trial = self._waiting.take()
+        return trial
 
-    def _is_ready(self, trial: PlannedTrial) -> bool:
-        if not self._reuse:
-            return True
-        if any(running.family_key == trial.family_key for running in self._running.values()):
-            return False
-        return not any(
-            other.family_key == trial.family_key and other.config.epochs > trial.config.epochs
-            for other in self._waiting
-        )
+    def _ask(self) -> bool:
+        """Ask the proposer for one more trial; returns whether there was one."""
+        trial = self._proposer.propose()
+        if trial is not None:
+            self._waiting.add(trial)
+        return trial is not None

@@ -169,9 +169,9 @@ class Forecaster:
         """How long the leaders take when so many of them train at a time."""
         load = self._probe.contention(n_threads=share.cpus_per_trial, n_concurrent=self._n_at_a_time(share))
         free_at = [0.0] * share.max_concurrent
-        for leader in self._work.leaders:
-            started = heapq.heappop(free_at)
-            heapq.heappush(free_at, started + self._leader_seconds(leader, share, load))
+        seconds = (self._leader_seconds(leader, share, load) for leader in self._work.leaders)
+        for longest in sorted(seconds, reverse=True):  # as they are handed out
+            heapq.heappush(free_at, heapq.heappop(free_at) + longest)
         return max(free_at) + TRIAL_SECONDS * len(self._trials) / share.max_concurrent
 
     def _trial_seconds(self, share: Devices) -> dict[str, float]:

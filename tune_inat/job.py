@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from tune_inat.bucket import RemoteFolder
 from tune_inat.config import TrialConfig
 from tune_inat.cuts import KeptCuts
 from tune_inat.data import DataSet
@@ -22,6 +23,8 @@ class Job:
         files: where the machine `host` has an image of each content; another has its own (see `places`).
         source: what `--data` says, for other machines to find the images by.
         states_root: the folder of families' epochs, if not in the store: all nodes of a cluster see it.
+        states: the same in a bucket, of which each machine has copies in its store.
+        search: names the search among those that have the same `states_root`.
         memory_fraction: of a GPU's memory, for one trial.
         kept: where activations are kept, by `images_key`.
         has_room: for activations that nothing was decided about.
@@ -41,6 +44,8 @@ class Job:
     source: str = ""
     host: str = ""
     states_root: Path | None = None
+    states: RemoteFolder | None = None
+    search: str = ""
     memory_fraction: float | None = None
     kept: Mapping[str, KeptCuts] = field(default_factory=dict)
     has_room: bool = True

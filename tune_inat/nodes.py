@@ -8,10 +8,24 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from tune_inat.bucket import RemoteFolder
 from tune_inat.disk import make_folder, writing
-from tune_inat.errors import ResourceError
+from tune_inat.errors import ResourceError, UserError
+from tune_inat.storages import FolderStorage, Storage
 
 ANSWER_SECONDS = 120.0  # a node's first process takes its time
+
+
+def check_storage(storage: Storage) -> None:
+    """Refuse a storage that not all nodes of the cluster can use.
+
+    Raises:
+        ResourceError: with the nodes that cannot, and why.
+    """
+    if isinstance(storage, FolderStorage):
+        check_shared(storage.root.absolute(), f"--storage {storage.root}")
+    elif storage.states is not None:
+        _check_reached(storage.states)
 
 
 def check_shared(folder: Path, what: str) -> None:
@@ -31,13 +45,7 @@ def check_shared(folder: Path, what: str) -> None:
     with writing(marker):
         marker.write_bytes(b"")
     try:
-        asked = {
-            node["NodeManagerAddress"]: _sees.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(str(marker))
-            for node in ray.nodes()  # type: ignore[no-untyped-call]
-            if node["Alive"]
-        }
+        asked = _ask_nodes(_sees, str(marker))
         blind = [address for address, answer in asked.items() if not _answer(answer)]
     finally:
         marker.unlink(missing_ok=True)
@@ -47,6 +55,36 @@ def check_shared(folder: Path, what: str) -> None:
             f"{socket.gethostname()}. Trials on all nodes keep their epochs there: give a folder that all "
             "nodes share, such as one on NFS."
         )
+
+
+def _check_reached(remote: RemoteFolder) -> None:
+    """Refuse a bucket that not all nodes can write to: each keeps there what its trials have trained."""
+    asked = _ask_nodes(_why_not_reached, remote)
+    problems = {address: ray.get(answer, timeout=ANSWER_SECONDS) for address, answer in asked.items()}
+    if any(problems.values()):
+        raise ResourceError(
+            [f"on node {address}: {problem}" for address, problem in sorted(problems.items()) if problem]
+        )
+
+
+def _ask_nodes(question: Any, about: Any) -> dict[str, Any]:
+    """A question to each node that is up, by its address; the answers are Ray's references."""
+    return {
+        node["NodeManagerAddress"]: question.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(about)
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    }
+
+
+@ray.remote(num_cpus=0)
+def _why_not_reached(remote: RemoteFolder) -> str | None:
+    try:
+        remote.check()
+    except UserError as error:
+        return " ".join(error.problems)
+    return None
 
 
 @ray.remote(num_cpus=0)

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
+from tune_inat.elsewhere import folder_at
 from tune_inat.errors import EXIT_FAILED, UserError, printable, run_command
-from tune_inat.export import Classifier, load_classifier, model_folder
+from tune_inat.export import Classifier, is_of_model, load_classifier, model_folder
 from tune_inat.folders import is_image_name, shown
 from tune_inat.images import decode
 from tune_inat.labelled import Confusion, confusion_of, labels_of
@@ -153,7 +154,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    run: Annotated[Path, typer.Argument(help="The folder of a search (runs/NAME), or of a model.")],
+    run: Annotated[str, typer.Argument(help="The folder of a search (runs/NAME) or model, or its URI.")],
     images: Annotated[
         list[Path],
         typer.Argument(
@@ -179,7 +180,8 @@ def main(
     Files that cannot be read are named on stderr at the end; then the exit code is 1.
     """
     files = find_files(images, listed=read_list(sys.stdin.buffer.read()) if STDIN in images else ())
-    classifier = load_classifier(model_folder(run))
+    with folder_at(run, is_wanted=is_of_model) as folder:
+        classifier = load_classifier(model_folder(folder))
     classes = classifier.config.classes
     labels = labels_of(files, classes) if evaluate else None
     output = _JsonOutput() if as_json else _CsvOutput(min(top, len(classes)), has_truth=evaluate)

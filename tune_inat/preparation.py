@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -20,6 +19,7 @@ from tune_inat.plan import PlannedTrial, representative_plan
 from tune_inat.precision import choose_precision
 from tune_inat.probe import Probe
 from tune_inat.sharing import Sharing
+from tune_inat.storages import Storage
 from tune_inat.store import Store, default_root
 from tune_inat.workbench import Workbench, open_driver_bench
 
@@ -35,12 +35,18 @@ def this_machine() -> Cluster:
 
 
 def open_bench(
-    inputs: Inputs, meter: Meter, *, gpus_per_trial: float, states_root: Path | None = None
+    inputs: Inputs,
+    meter: Meter,
+    *,
+    gpus_per_trial: float,
+    storage: Storage | None = None,
+    search: str = "",
 ) -> Workbench:
     """The workbench of this process, and with it the job that all trials get.
 
     Args:
-        states_root: where epochs are kept, if not in the store.
+        storage: says where epochs are kept, if not in the store alone.
+        search: names the search among those that keep them there.
     """
     settings, metric = inputs.settings, inputs.space.metric
     job = Job(
@@ -49,7 +55,9 @@ def open_bench(
         files=inputs.files,
         source=found_everywhere(settings.data),
         host=this_host(),
-        states_root=states_root,
+        states_root=None if storage is None else storage.states_root,
+        states=None if storage is None else storage.states,
+        search=search,
         precision="fp32",
         device="cuda" if gpus_per_trial > 0 else "cpu",
         reuse=settings.reuse,

@@ -3,7 +3,7 @@
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,7 @@ class Terminal:
         *,
         report: Path | None = None,
         sync_line: str | None = None,
+        place: Callable[[Path, str], str] = lambda folder, file: str(folder / file),
     ) -> None:
         """The results of a search: its leaderboard, its best model, and what to type next.
 
@@ -170,6 +171,7 @@ class Terminal:
             varied: the parameters in which its trials differ.
             report: the page that was made of them.
             sync_line: the command that would send its W&B runs, if they are on disk only.
+            place: the folder, or a file in it, as it is shown.
         """
         trials, best = summary["trials"], summary["best"]
         self._print(self._results, "")
@@ -197,12 +199,12 @@ class Terminal:
                 interval = f"95 % interval {number(low)} to {number(high)}"
                 self._labelled("Test", f"accuracy {number(best['test_accuracy'])}, {interval}")
             if best["model"] is not None:
-                self._labelled("Model", str(folder / best["model"]))
-                command = f"python -m tune_inat.predict {shlex.quote(str(folder))} IMAGE_OR_FOLDER..."
+                self._labelled("Model", place(folder, best["model"]))
+                command = f"python -m tune_inat.predict {shlex.quote(place(folder, ''))} IMAGE_OR_FOLDER..."
                 self._labelled("Next", command)
-        self._labelled("Table", str(folder / "trials.csv"))
+        self._labelled("Table", place(folder, "trials.csv"))
         if report is not None:
-            self._labelled("Report", str(report))
+            self._labelled("Report", place(folder, report.name))
         if sync_line is not None:
             self._labelled("W&B", sync_line)
         if summary["status"] == "INTERRUPTED":

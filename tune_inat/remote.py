@@ -87,7 +87,7 @@ def copy_images(uri: str, home: Path, *, is_wanted: Callable[[str], bool], meter
         ResourceError: the disk has no room.
     """
     name = hide_secrets(uri)
-    file_system, base = _connect(uri, name)
+    file_system, base = connect(uri, name)
     files = [file for file in _list_files(file_system, base, uri, name) if is_wanted(file.relative)]
     if not files:
         raise DataError(f"{name}: there are no images.")
@@ -103,8 +103,15 @@ def copy_images(uri: str, home: Path, *, is_wanted: Callable[[str], bool], meter
     return folder
 
 
-def _connect(uri: str, name: str) -> tuple[Any, str]:
-    """The file system that a URI names, and the path in it."""
+def connect(uri: str, name: str) -> tuple[Any, str]:
+    """The file system that a URI names, of pyarrow, and the path in it.
+
+    Args:
+        name: the URI as it is shown.
+
+    Raises:
+        DataError: it cannot be opened, or names no bucket or folder.
+    """
     scheme = uri.partition("://")[0].lower()
     if scheme not in SCHEMES:
         known = ", ".join(f"{known}://" for known in SCHEMES)
@@ -117,7 +124,7 @@ def _connect(uri: str, name: str) -> tuple[Any, str]:
     try:
         file_system, base = FileSystem.from_uri(uri)
     except (OSError, ValueError, ArrowException) as error:
-        raise DataError(_explain(name, "cannot be opened", error, uri)) from error
+        raise DataError(explain(name, "cannot be opened", error, uri)) from error
     if not base.strip("/"):
         raise DataError(f"{name}: names no bucket or folder.")
     return file_system, base.rstrip("/")
@@ -130,7 +137,7 @@ def _list_files(file_system: Any, base: str, uri: str, name: str) -> list[_Remot
     try:
         infos = file_system.get_file_info(FileSelector(base, recursive=True))
     except (OSError, ValueError, ArrowException) as error:
-        raise DataError(_explain(name, "cannot be listed", error, uri)) from error
+        raise DataError(explain(name, "cannot be listed", error, uri)) from error
     return [
         _RemoteFile(info.path[len(base) :].lstrip("/"), info.size, info.mtime_ns or 0)
         for info in infos
@@ -138,7 +145,7 @@ def _list_files(file_system: Any, base: str, uri: str, name: str) -> list[_Remot
     ]
 
 
-def _explain(name: str, what: str, error: Exception, uri: str) -> str:
+def explain(name: str, what: str, error: Exception, uri: str) -> str:
     """What failed and why, without secrets, and what may be wrong."""
     reason = str(error).replace(uri, name).partition("\n")[0].strip().rstrip(".")
     if len(reason) > MAX_REASON:

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from tune_inat.elsewhere import folder_at, send_to
 from tune_inat.errors import UserError, printable, run_command
+from tune_inat.remote import is_uri
 from tune_inat.report_facts import read_search_to_report
 from tune_inat.store import write_atomically
 
@@ -61,9 +63,17 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def main(folder: Annotated[Path, typer.Argument(help="The folder of a search: runs/NAME.")]) -> None:
+def main(folder: Annotated[str, typer.Argument(help="The folder of a search: runs/NAME, or a URI.")]) -> None:
     """Write the report of a search to report.html in its folder; of one that still runs, too."""
-    sys.stdout.write(f"{printable(str(write_report(folder)))}\n")
+    with folder_at(folder, is_wanted=_is_wanted) as place:
+        report = write_report(place)
+        written = send_to(folder, report, REPORT_FILE) if is_uri(folder) else str(report)
+    sys.stdout.write(f"{printable(written)}\n")
+
+
+def _is_wanted(name: str) -> bool:
+    """Whether a report needs a file of a search: neither weights nor W&B's runs."""
+    return not name.startswith("wandb/") and not name.endswith((".safetensors", ".onnx"))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tune_inat.comparison import SORT_KEYS, DataFacts, SearchFacts, compare_searches, to_csv
+from tune_inat.elsewhere import folders_at
 from tune_inat.errors import UserError, printable, run_command
 from tune_inat.progress import LOG_WIDTH
 from tune_inat.tables import duration, number, short
@@ -212,7 +213,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of searches: runs/NAME, or runs/*.")],
+    folders: Annotated[
+        list[str], typer.Argument(help="Folders of searches: runs/NAME, runs/*, or s3://bucket/runs.")
+    ],
     sort: Annotated[str, typer.Option(help=f"The order: {', '.join(SORT_KEYS)}.")] = "test",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of tables.")] = False,
@@ -220,7 +223,7 @@ def main(
     """Compare searches by what they found and took; those on the same images stand together."""
     if as_json and as_csv:
         raise UserError("--json and --csv: one of them.")
-    groups, notices = compare_searches(folders, sort=sort)
+    groups, notices = compare_searches(folders_at(folders), sort=sort)
     for notice in notices:
         sys.stderr.write(f"Skipped: {printable(notice)}\n")
     searches = [search for group in groups for search in group]

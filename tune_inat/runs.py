@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,14 @@ def work_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in identity.items() if key != "space"}
 
 
-def find_run_folder(storage: Path, name: str | None, proposed: str, identity: Mapping[str, Any]) -> Path:
+def find_run_folder(
+    storage: Path,
+    name: str | None,
+    proposed: str,
+    identity: Mapping[str, Any],
+    *,
+    place: Callable[[Path, str], str] = lambda folder, file: str(folder / file),
+) -> Path:
     """The folder of a search: the same command comes back to the same one.
 
     Args:
@@ -41,6 +48,7 @@ def find_run_folder(storage: Path, name: str | None, proposed: str, identity: Ma
             free or holds this very search.
         identity: what makes it this search. Its `space` may change under the user's own name: then the
             search is widened or narrowed, and what it has trained counts on.
+        place: a folder, or a file in it, as it is shown.
 
     Raises:
         UserError: the name belongs to a search on other images or with other settings.
@@ -57,17 +65,20 @@ def find_run_folder(storage: Path, name: str | None, proposed: str, identity: Ma
     if known is not None:
         if not known and (folder / IDENTITY_FILE).exists():
             raise UserError(
-                f"--name {name}: {folder / IDENTITY_FILE} is damaged, so nobody knows which search this is. "
-                "Choose another name: what its trials had trained comes from the cache."
+                f"--name {name}: {place(folder, IDENTITY_FILE)} is damaged, so nobody knows which search "
+                "this is. Choose another name: what its trials had trained comes from the cache."
             )
         if not known:
-            raise UserError(f"--name {name}: {folder} holds other files, not a search. Choose another name.")
+            raise UserError(
+                f"--name {name}: {place(folder, '')} holds other files, not a search. Choose another name."
+            )
         other = [
             key for key, value in work_identity(identity).items() if not _agrees(key, known.get(key), value)
         ]
         if other:
             raise UserError(
-                f"--name {name}: {folder} holds a search with other {', '.join(other)}. Choose another name."
+                f"--name {name}: {place(folder, '')} holds a search with other {', '.join(other)}. Choose "
+                "another name."
             )
     return folder
 

@@ -32,7 +32,11 @@ class SearchSettings(BaseModel):
     weights: str | None = Field(None, description="default, none, or a file")
     image_size: int | None = Field(None, ge=16, le=4096, description="side of the square images in pixels")
     name: str | None = Field(None, min_length=1, description="the search's name: its folder in --storage")
-    storage: str = Field("runs", min_length=1, description="local folder of the searches' folders")
+    storage: str = Field(
+        "runs",
+        min_length=1,
+        description="where the searches' folders are: a folder, or an s3:// or gs:// URI",
+    )
     seed: int | None = Field(None, ge=0, lt=2**32, description="seed of the split and of all that is drawn")
     trials: int | None = Field(None, ge=1, description="how many trials at most")
     max_hours: float | None = Field(None, gt=0, description="hours after which the search ends")
@@ -113,7 +117,6 @@ def make_settings(**arguments: Any) -> SearchSettings:
     further = [
         text
         for text in (
-            _storage_problem(settings),
             _name_problem(settings),
             project_problem(settings.wandb_project),
             _model_problem(settings),
@@ -131,12 +134,6 @@ def _with_whole_paths(given: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(weights, str) or weights in WEIGHTS_WITHOUT_FILE:
         return dict(given)
     return {**given, "weights": str(Path(weights).expanduser().resolve())}
-
-
-def _storage_problem(settings: SearchSettings) -> str | None:
-    if "://" not in settings.storage:
-        return None
-    return f"--storage {settings.storage}: results are written to a local folder. Copy it there afterwards."
 
 
 def _name_problem(settings: SearchSettings) -> str | None:

@@ -60,9 +60,9 @@ class Sharing:
         return times.step_seconds * load * self._rounds(at_a_time)
 
     def _rounds(self, n_at_a_time: int) -> float:
-        """How much work the busiest of so many slots gets, in the order of the plan."""
+        """How much work the busiest of so many slots gets, the longest trials first."""
         free_at = [0.0] * n_at_a_time
-        for config in self._longest:
-            flops = self._cuts.of(config).suffix_flops * config.epochs
+        work = (self._cuts.of(config).suffix_flops * config.epochs for config in self._longest)
+        for flops in sorted(work, reverse=True):
             heapq.heappush(free_at, heapq.heappop(free_at) + flops)
         return max(free_at)

@@ -4,6 +4,7 @@ import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from tune_inat.objective import DEFAULT_METRIC, Metric
@@ -34,12 +35,11 @@ class LiveTrial(Protocol):
 
 @dataclass
 class Standings:
-    """All trials of a search as they stand now.
+    """All trials of a search as they stand now. Those that have ended are not looked at again and again.
 
     Attributes:
         total: how many trials there will be, with the `n_earlier` that had ended before this run.
-        trials: those that have started in this run.
-        best: the best value of `metric` that each has had, by its id.
+        best: the best value of `metric` that each trial has had, by its id.
         varied: the parameters in which they differ so far.
         costs: the seconds that each trial should take, by its id, also of those that have not started; empty
             where nobody knows.
@@ -48,44 +48,61 @@ class Standings:
     total: int
     n_earlier: int = 0
     metric: Metric = DEFAULT_METRIC
-    trials: Sequence[LiveTrial] = ()
     best: dict[str, float] = field(default_factory=dict)
     varied: set[str] = field(default_factory=set)
     costs: Mapping[str, float] = field(default_factory=dict)
+    _trials: dict[str, LiveTrial] = field(default_factory=dict)
+    _running: dict[str, LiveTrial] = field(default_factory=dict)  # those that have not ended
     _best_rows: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    _settled: set[str] = field(default_factory=set)  # trials that have ended, and whose last value is known
+    _n_epochs_ended: int = 0  # of trials that have ended; so are those below
+    _n_asked_ended: int = 0
+    _cost_done_ended: float = 0.0
+    _cost_started: float = 0.0  # of all that have started
 
     def update(self, trials: Sequence[LiveTrial]) -> None:
-        """Take in how trials stand now: those known, in their order, and new ones after them."""
-        for trial in trials[len(self.trials) :]:
-            first = trials[0].config
-            self.varied |= {name for name, value in first.items() if trial.config.get(name) != value}
+        """Take in how trials stand now: new ones, and of those known any that may have changed."""
         for trial in trials:
-            if trial.trial_id in self._settled:
+            trial_id = trial.trial_id
+            if trial_id not in self._trials:
+                self._trials[trial_id] = self._running[trial_id] = trial
+                first = next(iter(self._trials.values())).config
+                self.varied |= {name for name, value in first.items() if trial.config.get(name) != value}
+                self._cost_started += self.costs.get(trial_id, 0.0)
+            if trial_id not in self._running:
                 continue
-            value, known = self.value(trial), self.best.get(trial.trial_id)
+            value, known = self.value(trial), self.best.get(trial_id)
             if value is not None and (known is None or self._cost(value) < self._cost(known)):
-                self.best[trial.trial_id] = value
-                self._best_rows[trial.trial_id] = trial.row or {}
+                self.best[trial_id] = value
+                self._best_rows[trial_id] = trial.row or {}
+            self._trials[trial_id] = self._running[trial_id] = trial
             if trial.status in ENDED:
-                self._settled.add(trial.trial_id)
-        self.trials = tuple(trials)
+                del self._running[trial_id]
+                self._n_epochs_ended += epochs_done(trial)
+                self._n_asked_ended += epochs_asked(trial)
+                self._cost_done_ended += self._cost_done(trial)
+
+    @property
+    def trials(self) -> tuple[LiveTrial, ...]:
+        """Those that have started in this run, in that order."""
+        return tuple(self._trials.values())
 
     @property
     def varied_names(self) -> list[str]:
         """The parameters, other than `epochs`, in which trials differ, in the configuration's order."""
-        names = self.trials[0].config if self.trials else ()
+        if not self.varied:
+            return []
+        names = next(iter(self._trials.values())).config
         return [name for name in names if name in self.varied and name != "epochs"]
 
     @property
     def running(self) -> list[LiveTrial]:
         """The trials that have not ended."""
-        return [trial for trial in self.trials if trial.status not in ENDED]
+        return list(self._running.values())
 
     @property
     def n_done(self) -> int:
         """How many trials have ended, in whatever way, in this run and before."""
-        return self.n_earlier + len(self.trials) - len(self.running)
+        return self.n_earlier + len(self._trials) - len(self._running)
 
     def leaders(self, n: int) -> list[LiveTrial]:
         """The `n` trials with the best values, best first, in the order that the leaderboard will have."""
@@ -95,12 +112,12 @@ class Standings:
             best = self._best_rows[trial.trial_id]
             return rank(trial.trial_id, trial.config, "", best, metric.name, metric.goal)
 
-        return heapq.nsmallest(n, (it for it in self.trials if it.trial_id in self._best_rows), key=order)
+        return heapq.nsmallest(n, (self._trials[trial_id] for trial_id in self._best_rows), key=order)
 
     @property
     def n_epochs(self) -> int:
         """The epochs that trials have reported in this run."""
-        return sum(epochs_done(trial) for trial in self.trials)
+        return self._n_epochs_ended + sum(map(epochs_done, self._running.values()))
 
     @property
     def share_done(self) -> float:
@@ -118,22 +135,25 @@ class Standings:
 
     def _work_by_epochs(self) -> tuple[float, float]:
         """What is done and what is left, in epochs."""
-        n_left = sum(epochs_asked(trial) - epochs_done(trial) for trial in self.running)
-        n_asked = sum(epochs_asked(trial) for trial in self.trials)
-        n_unstarted = max(0, self.total - self.n_earlier - len(self.trials))
-        return self.n_epochs, n_left + n_unstarted * n_asked / max(1, len(self.trials))
+        running = self._running.values()
+        n_left = sum(epochs_asked(trial) - epochs_done(trial) for trial in running)
+        n_asked = self._n_asked_ended + sum(map(epochs_asked, running))
+        n_unstarted = max(0, self.total - self.n_earlier - len(self._trials))
+        return self.n_epochs, n_left + n_unstarted * n_asked / max(1, len(self._trials))
 
     def _work_by_cost(self) -> tuple[float, float]:
         """The same in seconds, since one that replays another's epochs costs next to nothing."""
-        started = {trial.trial_id for trial in self.trials}
-        left = sum(cost for trial_id, cost in self.costs.items() if trial_id not in started)
-        done = 0.0
-        for trial in self.trials:
-            cost = self.costs.get(trial.trial_id, 0.0)
-            share = epochs_done(trial) / epochs_asked(trial)
-            done += cost * share
-            left += cost * (1 - share) if trial.status not in ENDED else 0.0
-        return done, left
+        done_running = sum(map(self._cost_done, self._running.values()))
+        of_running = sum(self.costs.get(trial_id, 0.0) for trial_id in self._running)
+        unstarted = max(0.0, self._cost_total - self._cost_started)
+        return self._cost_done_ended + done_running, unstarted + of_running - done_running
+
+    @cached_property
+    def _cost_total(self) -> float:
+        return math.fsum(self.costs.values())
+
+    def _cost_done(self, trial: LiveTrial) -> float:
+        return self.costs.get(trial.trial_id, 0.0) * epochs_done(trial) / epochs_asked(trial)
 
     def value(self, trial: LiveTrial) -> float | None:
         """A trial's last value of the metric, `None` where there is none or it is not finite."""

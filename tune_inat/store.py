@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import threading
 import time
@@ -326,7 +327,7 @@ def is_half_written(path: Path) -> bool:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part, also after power loss."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.randbits(64)}.tmp")  # the disk may be shared
     try:
         with aside.open("wb") as file:
             file.write(content)

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tune_inat.audit import to_short_json
 from tune_inat.inputs import Inputs
@@ -13,6 +13,9 @@ from tune_inat.leaderboard import Effort, TestResult, TrialResult, best_to_json
 from tune_inat.remote import hide_secrets
 from tune_inat.settings import SearchSettings
 from tune_inat.wandb_files import sync_line
+
+if TYPE_CHECKING:
+    from tune_inat.forecast import Forecast
 
 VERSIONED = ("tune_inat", "torch", "torchvision", "timm", "ray", "optuna", "wandb", "numpy", "pillow")
 
@@ -82,6 +85,18 @@ def compose_summary(
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
         "seed": inputs.seed,
         "command": command_of(inputs.settings),
+    }
+
+
+def to_planned(forecast: "Forecast | None") -> dict[str, Any]:
+    """What the plan said of a run of the command; nulls where nothing was left to run."""
+    if forecast is None:
+        return {"seconds": None, "epochs": 0, "bytes": 0}
+    return {
+        "seconds": round(forecast.seconds["total"], 1),
+        "epochs": forecast.epochs_to_train,
+        "bytes": forecast.disk["total"],
+        "plan": forecast.to_json(),
     }
 
 

@@ -20,6 +20,7 @@ from tune_inat.life import sign
 from tune_inat.metrics import evaluate, pack_correct
 from tune_inat.micro_batches import MicroBatches
 from tune_inat.network import Network
+from tune_inat.ownership import LostOwnershipError
 from tune_inat.recipe import Optimizer, batches, draw_epoch
 from tune_inat.rows import Row, best_row
 from tune_inat.sources import Source, batches_ahead, batches_in_turn
@@ -92,29 +93,40 @@ def run_trial(
     Raises:
         NonFiniteLossError: with the epoch and step at which it happened.
         InterruptedTrialError: `is_interrupted` said so.
+        LostOwnershipError: the search has given this process up, and another one trains the trial.
     """
     states = bench.states(config)
+    n_reported = 0
+
+    def report_new(progress: EpochReport) -> None:
+        nonlocal n_reported
+        if progress.row["epoch"] > n_reported:
+            n_reported = int(progress.row["epoch"])
+            report(progress)
+
+    def is_to_end() -> bool:
+        states.look()
+        return is_interrupted()
 
     def look() -> None:
         if is_interrupted():
             raise InterruptedTrialError
 
-    with states.exclusively(look):
-        record = states.record()
-        replayed = record.rows[: config.epochs]
-        for row, correct in zip(replayed, record.correct[: config.epochs], strict=True):
-            epoch = int(row["epoch"])
-            did = {**(record.did or {}), RAN_ON: ran_on(record, epoch)}
-            report(EpochReport(row, trained=False, did=did, correct=correct))
-        if len(replayed) == config.epochs:
-            return
-        wanted = sorted({*horizons, config.epochs})
-
-        def report_new(progress: EpochReport) -> None:
-            if progress.row["epoch"] > len(replayed):
-                report(progress)
-
-        _train_onwards(bench, config, states, wanted, report_new, is_interrupted)
+    while True:
+        try:
+            with states.exclusively(look):
+                record = states.record()
+                for row, correct in zip(record.rows, record.correct, strict=True):
+                    if (epoch := int(row["epoch"])) <= config.epochs:
+                        did = {**(record.did or {}), RAN_ON: ran_on(record, epoch)}
+                        report_new(EpochReport(row, trained=False, did=did, correct=correct))
+                if len(record.rows) < config.epochs:
+                    wanted = sorted({*horizons, config.epochs})
+                    _train_onwards(bench, config, states, wanted, report_new, is_to_end)
+                return
+        except LostOwnershipError as lost:  # to another search: what that one trains is taken over in turn
+            if lost.is_to_same_search:
+                raise
 
 
 def weights_after(bench: Workbench, config: TrialConfig, epoch: int) -> Network:

@@ -27,6 +27,7 @@ from tune_inat.job import Job
 from tune_inat.leaderboard import Effort
 from tune_inat.ledger import Ledger, TrialRecord
 from tune_inat.life import heard_by
+from tune_inat.losses import Losses
 from tune_inat.metrics import is_better
 from tune_inat.objective import Metric
 from tune_inat.plan import PlannedTrial
@@ -40,7 +41,7 @@ from tune_inat.watcher import LiveTrial, Watcher
 from tune_inat.workbench import Elsewhere, Workbench, open_worker_bench
 
 RUNG_METRIC = "rung_metric"
-GRACE_SECONDS = 1.5  # after Ctrl-C, for trials to end by themselves
+GRACE_SECONDS = 1.0  # after Ctrl-C, for trials to end by themselves
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def run_trials(
             run.early_stopping, run.longest, Metric(job.metric, job.goal), finished=run.finished
         )
         ending.begin()
+        losses = Losses()
         searcher = FamilySearcher(
             proposer,
             metric=job.metric,
@@ -120,7 +122,9 @@ def run_trials(
             n_ahead=run.n_trials if isinstance(proposer, PlannedProposer) else 1,
             max_concurrent=devices.max_concurrent,
             reuse=job.reuse,
+            seconds=run.trial_seconds if is_order_free(run) else {},
             tries=run.tries,
+            has_lost_machine=losses.has_lost_machine,
             is_over=ending.is_over,
         )
         limited = ConcurrencyLimiter(searcher, devices.max_concurrent)
@@ -145,14 +149,14 @@ def run_trials(
             tune_config=tune.TuneConfig(
                 search_alg=limited,
                 scheduler=scheduler,
-                num_samples=run.n_trials * (1 + run.tries.max_failures),  # each try is one to Tune
+                num_samples=run.n_trials * run.tries.most,  # each try is one to Tune
                 reuse_actors=True,  # its own time_budget_s goes by the clock on the wall, which may jump
             ),
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=str(scratch),
                 verbose=0,
-                callbacks=[watcher, *callbacks],
+                callbacks=[losses, watcher, *callbacks],
                 progress_reporter=SilentReporter(),
             ),
         )
@@ -166,6 +170,17 @@ def run_trials(
                 callback.on_experiment_end(trials=[])
         finally:
             effort.is_interrupted = ending.is_interrupted
+
+
+def is_order_free(run: TrialRun) -> bool:
+    """Whether trials go longest first, since another order than their plan's changes nothing but the time.
+
+    Early stopping compares a trial with those before it: it would train up to twice as much if all long ones
+    came first (`benchmarks.schedule`). `--max-hours` leaves the last ones out. For one trial at a time no
+    order is shorter.
+    """
+    is_early = run.early_stopping is not None or run.ending.max_seconds is not None
+    return not is_early and run.devices.max_concurrent > 1
 
 
 class SilentReporter(tune.ProgressReporter):

@@ -19,6 +19,8 @@ from tune_inat.ledger import Ledger, Status
 from tune_inat.trial import ROW_NAMES
 from tune_inat.tries import Tries
 
+LOST_MACHINE = "the machine that it ran on was lost."
+
 
 @dataclass(frozen=True)
 class LiveTrial:
@@ -45,7 +47,7 @@ class Watcher(tune.Callback):
     snapshots. Nothing is read from those: the watcher leaves no state.
 
     Args:
-        observer: is given all trials that have started, several times a second.
+        observer: is given the trials that run, and once more those that have ended, several times a second.
         stop_file: is made to end trials in the middle of an epoch.
         searcher: hands the trials out; is told when memory runs out.
         give_up_try: is told, by Tune's id, of a try that Tune has ended without a word.
@@ -82,8 +84,11 @@ class Watcher(tune.Callback):
         self._ended: dict[str, float] = {}
         self._statuses: dict[str, Status | Literal["WAITING"]] = {}
         self._failures: dict[str, list[str]] = defaultdict(list)
-        self._final: dict[str, LiveTrial] = {}  # of trials that have ended: of thousands, few change
         self._known: dict[str, str] = {}  # why tries fail that have not ended yet
+        # Of thousands of trials few run: the others are not looked at again.
+        self._unsettled: dict[str, None] = {}  # trials whose end has not been shown, in their order
+        self._running: dict[str, Any] = {}  # Ray's trials by its id, as far as is known here
+        self._n_seen = 0  # of the list of all of Ray's trials, which only grows
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -95,6 +100,7 @@ class Watcher(tune.Callback):
             None  # nobody asks for it, and Ray ends a process that frees it late
         )
         self._trials[trial_id] = trial
+        self._unsettled[trial_id] = None
         self._started.setdefault(trial_id, time.monotonic())
         self._statuses.pop(trial_id, None)
         self._rows.pop(trial_id, None)
@@ -144,6 +150,8 @@ class Watcher(tune.Callback):
             self.on_trial_start(iteration, trials, trial)
         n_killed = self._kills.take()
         known = self._known.pop(trial_id, None)
+        if known is None and self._tries.has_lost_machine(trial_id):
+            known = LOST_MACHINE
         folder = Path(trial.local_path)
         self._fail(trial_id, read_failure(folder, n_killed=n_killed) if known is None else Failure(known))
 
@@ -151,15 +159,20 @@ class Watcher(tune.Callback):
         """Tune's loop came round: several times a second."""
         if self._ending.is_over():
             self._stop_file.touch()  # Tune's own way lets the epoch in progress come to its end
-        for trial in trials:
+        self._running.update({trial.trial_id: trial for trial in trials[self._n_seen :]})
+        self._n_seen = len(trials)
+        for ray_id, trial in list(self._running.items()):
             # Where a process cannot be used again (the trial before does not end), Tune tells nobody.
-            if trial.status == "ERROR" and self._searcher.runs(trial.trial_id):
-                self._give_up_try(trial.trial_id)
+            if trial.status == "ERROR" and self._searcher.runs(ray_id):
+                self._give_up_try(ray_id)
                 self.on_trial_error(iteration, trials, trial)
+            if not self._searcher.runs(ray_id):
+                del self._running[ray_id]
         for trial_id, seconds in self._hangs.look(time.monotonic()).items():
             self._known[trial_id] = f"it hung: no sign of life for {seconds:,.0f} s. It was ended."
             ray.kill(self._trials[trial_id].temporary_state.ray_actor)
-        self._observer([self._live(trial_id) for trial_id in self._trials])
+        self._observer([self._live(trial_id) for trial_id in self._unsettled])
+        self._unsettled = {trial_id: None for trial_id in self._unsettled if trial_id not in self._ended}
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """Tune has ended its trials; what other callbacks have to end is theirs."""
@@ -189,10 +202,8 @@ class Watcher(tune.Callback):
         return self._ended.get(trial_id, time.monotonic()) - self._started[trial_id]
 
     def _live(self, trial_id: str) -> LiveTrial:
-        if trial_id in self._final:
-            return self._final[trial_id]
         trial = self._trials[trial_id]
-        live = LiveTrial(
+        return LiveTrial(
             trial_id=trial_id,
             config=trial.config["params"],
             status=self._statuses.get(trial_id, trial.status),
@@ -200,6 +211,3 @@ class Watcher(tune.Callback):
             seconds=self._seconds(trial_id),
             failures=tuple(self._failures[trial_id]),
         )
-        if trial_id in self._ended:
-            self._final[trial_id] = live
-        return live

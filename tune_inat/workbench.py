@@ -38,6 +38,7 @@ from tune_inat.network import LoadedBackbone, Network
 from tune_inat.places import at_this_host, this_host
 from tune_inat.recipe import recipe_key
 from tune_inat.shards import Shard
+from tune_inat.shared_states import SharedStates
 from tune_inat.sources import FreshSource, PlainSource, Source, ViewSource
 from tune_inat.states import FamilyStates
 from tune_inat.store import claim_root, hash_of
@@ -107,6 +108,7 @@ class Workbench:
         self._pixels: dict[tuple[int, View | None], Pixels] = {}
         self._rows: dict[str, Rows] = {}
         self._loaded: LoadedBackbone | None = None
+        self._shared = None if job.states is None else SharedStates(job.states)
 
     @property
     def where(self) -> str:
@@ -140,7 +142,11 @@ class Workbench:
         job = self.job
         runs_on = job.n_threads if job.device == "cpu" else job.device  # how sums are rounded depends on it
         work = [family, job.data.fingerprint, weights_key, job.precision, recipe_key(), runs_on]
-        return FamilyStates(job.states_root or job.store.root / STATES_KIND, hash_of(work))
+        if self._shared is not None:
+            return self._shared.family(job.store.root / STATES_KIND, hash_of(work))
+        if job.states_root is None:
+            return FamilyStates(job.store.root / STATES_KIND, hash_of(work))
+        return FamilyStates(job.states_root, hash_of(work), job.search)
 
     def network(self, config: TrialConfig) -> Network:
         """A trial's network as it is before the first step."""
