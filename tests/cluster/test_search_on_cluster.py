@@ -31,6 +31,7 @@ all_losses = pytest.mark.skipif(
 
 S3_PORT = 5555
 SPACE = "method: grid\nparameters:\n  freeze: {values: [0.9, 1.0]}\n  epochs: {values: [1, 2]}\n"
+FEATURES = ".cache/tune_inat/features/*/entry.json"
 SMALL = "--address auto --space small.yaml --image-size 32"
 # Two families whose short epochs leave time to lose a machine in; of each the longer trial trains.
 PROBES = """
@@ -134,12 +135,35 @@ def test_search_on_all_nodes_has_the_numbers_of_a_search_on_one(cluster: Cluster
     journal = (shared / "runs" / "small-sample" / "trials.jsonl").read_text()
     assert "worker1" in journal
     assert "worker2" in journal
+    assert not list((cluster.bed.nodes["head"].folder / "root").glob(FEATURES))  # it takes no trials
     alone = cluster.search("--space small.yaml --image-size 32 --storage alone")
     assert alone.returncode == 0, alone.stderr
     expected = summary_in(cluster.bed.nodes["head"].folder / "root" / "alone" / "small-sample")
     assert numbers(summary) == numbers(expected)
     assert summary["best"]["test_accuracy"] == expected["best"]["test_accuracy"]
+    assert_work_was_shared_out(cluster, summary, expected)
     assert list((shared / "runs" / ".states").glob("*/epochs.json"))
+
+
+def assert_work_was_shared_out(cluster: Cluster, summary: dict[str, Any], alone: dict[str, Any]) -> None:
+    """Each image went through frozen layers once in the whole cluster, and each epoch says where it ran."""
+    assert summary["reuse"]["prefix_images"] == alone["reuse"]["prefix_images"] > 0
+    # The head has decoded all to look at them, in the search before; nodes those that each of them computes.
+    assert summary["reuse"]["pixels_decoded"] == summary["reuse"]["prefix_images"] // 2
+    roots = {name: cluster.bed.nodes[name].folder / "root" for name in ("head", "worker1", "worker2")}
+    keys = {name: {it.parent.name for it in root.glob(FEATURES)} for name, root in roots.items()}
+    assert keys["worker1"] == keys["worker2"]
+    assert len(keys["worker1"]) == 2  # cuts
+    for key in keys["worker1"]:
+        arrays = {
+            (root / ".cache/tune_inat/features" / key / "features.npy").read_bytes()
+            for root in roots.values()
+        }
+        assert len(arrays) == 1  # as the head has it, which was alone in the second search
+    ran_on = {where for trial in summary["trials"] for where, _ in trial["did"]["ran_on"]}
+    assert ran_on == {"worker1 cpu", "worker2 cpu"}
+    for trial in summary["trials"]:
+        assert sum(n for _, n in trial["did"]["ran_on"]) == trial["epochs"]
 
 
 def test_same_command_again_trains_nothing(cluster: Cluster) -> None:
