@@ -1,7 +1,7 @@
-"""`cluster.yaml` really brought up, as in the README: `ray up`, a search that brings machines with it, `ray down`.
+"""`cluster.yaml` really brought up, as in the README: `ray up`, a search that has machines come, `ray down`.
 
-AWS is simulated (see `aws`). All else is real: Ray's launcher and autoscaler, ssh and rsync, the setup commands,
-the search. It takes four minutes: `TUNE_INAT_AWS=1 pytest tests/cluster/test_aws_simulation.py`.
+AWS is simulated (see `aws`). All else is real: Ray's launcher and autoscaler, ssh and rsync, the setup
+commands, the search. It takes four minutes: `TUNE_INAT_AWS=1 pytest tests/cluster/test_aws_simulation.py`.
 """
 
 import json
@@ -48,6 +48,7 @@ SEARCH = (
     "--address auto --space probes.yaml --data s3://tune/photos --storage s3://tune/runs --wandb offline "
     "--precision fp32 --gpus-per-trial 0 --cpus-per-trial 4 --max-concurrent 2"
 )
+LISTED = "ray job list --address http://127.0.0.1:8265"
 STARTED = time.monotonic()
 
 
@@ -94,6 +95,7 @@ def account(tmp_path: Path) -> Iterator[Account]:
         home = aws.laptop.folder / "root"
         (home / "cluster.yaml").write_text(filled_in())
         (home / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password secret\n")
+        (home / ".netrc").chmod(0o600)
         write_images(home / "photos")
         aws.python(
             f"iam.create_instance_profile(InstanceProfileName={PROFILE!r})\n"
@@ -122,8 +124,9 @@ def test_search_brings_its_machines_survives_the_loss_of_one_and_lets_them_go(ac
     )
     try:
         submit = "ray job submit --address http://127.0.0.1:8265 --submission-id first"
-        command = f"until {submit} --no-wait -- bash -c 'cd ~; python -m tune_inat.search {SEARCH}'; do sleep 1; done"
-        submitted = account.run(command, timeout=60)
+        job = f"bash -c 'cd ~; python -m tune_inat.search {SEARCH}'"
+        account.await_that("ray dashboard", lambda: account.run(LISTED).returncode == 0)
+        submitted = account.run(f"{submit} --no-wait -- {job}")
         assert submitted.returncode == 0, submitted.stdout + submitted.stderr
         say("ray job submit")
         account.await_that("2 workers on demand", lambda: len(account.workers("running")) == 2)
@@ -145,7 +148,7 @@ def test_search_brings_its_machines_survives_the_loss_of_one_and_lets_them_go(ac
     trained = [event for event in events if event["event"] == "epoch" and event["trained"]]
     assert N_EPOCHS - 2 <= len(trained) <= N_EPOCHS
     say(f"{len(trained)} epochs trained, on {machines_in(events)}")
-    again = account.run(f"ray submit ~/cluster.yaml tune_inat/search.py {SEARCH}")
+    again = account.run(f"ray submit ~/cluster.yaml tune_inat/search.py -- {SEARCH}")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "All 4 trials are done already" in again.stdout + again.stderr
     account.await_that("idle workers go", lambda: account.workers("running", "pending") == [])
