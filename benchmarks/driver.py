@@ -54,7 +54,7 @@ def measure_search(n_trials: int, scratch: Path) -> DriverRow:
 
 def measure_plan(n_trials: int, scratch: Path) -> DriverRow:
     """Run `--dry-run` for a grid of leaders and followers at several cuts, with an empty cache."""
-    parameters = {"freeze": [0.5, 0.7, 0.8, 0.9, 1.0], "epochs": [5, 10]}
+    parameters: dict[str, Sequence[Any]] = {"freeze": [0.5, 0.7, 0.8, 0.9, 1.0], "epochs": [5, 10]}
     n_each = -(-n_trials // (len(parameters["freeze"]) * len(parameters["epochs"])))
     with _Row(scratch / f"plan of {n_trials}", {**_rates(n_each), **parameters}) as row:
         measured = row.run(n_trials, ["--dry-run", "--json", "--trials", str(n_trials)])
@@ -75,7 +75,7 @@ class _Row:
         self.folder = folder
         self.output = folder / "out.txt"
         self._space = folder / "scale.yaml"
-        self._parameters = {"freeze": [1.0], "epochs": [1], **parameters}
+        self._parameters: dict[str, Sequence[Any]] = {"freeze": [1.0], "epochs": [1], **parameters}
 
     def __enter__(self) -> "_Row":
         self.folder.mkdir()

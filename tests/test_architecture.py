@@ -17,21 +17,34 @@ tries ending hangs micro_batches
 sweep_schema sweep parameters sweep_report space
 store ownership settings runs rows ledger metrics significance calibration augment folders download archive
 likeness pictures remote bucket lease mirror elsewhere contents devices cuts origins standings tables board
-notebook progress images facts splits audit data
+notebook progress images shards facts splits audit data
 recipe weights architectures backbone freeze graph convolutions tracing
 states shared_states wandb_files wandb_faults wandb_charts wandb_runs wandb_writer tracking
-frozen features sources leaderboard onnx_export export model_card labelled predict
-storages job places network plan workbench steps probe figures sharing workload forecast trial precision
+frozen features sources leaderboard onnx_export export model_card labelled predict storages
+job places network plan workbench prefixes steps probe figures sharing workload forecast trial precision
 inputs summary outcome
-cluster nodes failures searchers queue families housekeeping watcher tuning preparation
+ handout keeper neighbours spread cluster nodes
+ failures searchers queue families housekeeping watcher tuning preparation
 report_predictions report_facts report_page report_study report_charts report_lead report_sections
 report_model report
-comparison results conclusion remaining conduct search
+comparison results examination conclusion remaining conduct search
 """
 ORDER = FLOORS.split()
 ROOMS = {
     "ray": {
-        *("cluster", "nodes", "housekeeping", "failures", "searchers", "families", "watcher", "tuning"),
+        *(
+            "cluster",
+            "nodes",
+            "keeper",
+            "neighbours",
+            "spread",
+            "housekeeping",
+            "failures",
+            "searchers",
+            "families",
+            "watcher",
+            "tuning",
+        ),
         "tracking",
     },
     "wandb": {"tracking", "wandb_writer", "wandb_files", "wandb_charts"},

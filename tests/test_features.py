@@ -10,13 +10,13 @@ from torch import nn
 from tune_inat.features import (
     BATCH_SIZE,
     FEATURES_KIND,
-    PROGRESS_FILE,
     CutFeatures,
     Rows,
     load_features,
 )
 from tune_inat.frozen import PART_SIZE, Precision, run_frozen
 from tune_inat.meter import SilentMeter
+from tune_inat.shards import PROGRESS_FILE
 from tune_inat.store import Store
 
 CPU = torch.device("cpu")
@@ -114,7 +114,7 @@ class DiesAfter(nn.Module):
 def test_killed_computation_goes_on_after_the_last_rows_it_flushed(
     store: Store, pixels: Rows, network: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tune_inat.features.FLUSH_BYTES", 1)
+    monkeypatch.setattr("tune_inat.shards.FLUSH_BYTES", 1)
     with pytest.raises(KilledError):
         load_features(
             store, cut(), lambda: (pixels, DiesAfter(network, BATCH_SIZE)), n_rows=N_ROWS, meter=SilentMeter()

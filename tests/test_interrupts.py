@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: the first lets what runs come to an end, the second ends the process."""
 
+import queue
 import signal
 import subprocess
 import sys
@@ -48,6 +49,30 @@ def test_block_that_settles_may_take_its_time() -> None:
         time.sleep(0.2)
 
 
+def test_second_signal_in_a_notebook_ends_the_search_and_not_the_kernel() -> None:
+    raised = 0
+    with interruptible() as interruption, interruption.gently(lambda: None, within_seconds=60):
+        signal.raise_signal(signal.SIGINT)
+        for _ in range(2):
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                raised += 1
+    assert raised == 2
+
+
+def test_first_signal_is_answered_at_once_and_only_once() -> None:
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+    with interruptible() as interruption, interruption.announced(lambda: answers.put("ending")):
+        with interruption.gently(lambda: None, within_seconds=60):
+            signal.raise_signal(signal.SIGINT)
+            assert answers.get(timeout=30) == "ending"  # though the block goes on
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        time.sleep(0.1)
+    assert answers.empty()
+
+
 def test_inner_listener_is_the_outer_one() -> None:
     with interruptible() as outer, interruptible() as inner:
         assert inner is outer
@@ -79,7 +104,8 @@ with interruptible() as interruption:
 TWICE = """
 import signal
 from tune_inat.interrupts import interruptible
-with interruptible() as interruption, interruption.gently(lambda: None, within_seconds=60):
+with interruptible(ends_process=True) as outer, interruptible() as interruption:
+  with interruption.gently(lambda: None, within_seconds=60):
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGINT)
     print("still here")

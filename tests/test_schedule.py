@@ -1,5 +1,6 @@
 """The simulated schedule: the search's own order of trials, and what becomes of it on so many devices."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -20,13 +21,13 @@ from tune_inat.plan import PlannedTrial
 LOST_OFTEN = Losses(mean_seconds=600.0, away_seconds=120.0)
 
 
-def workload_of(*epochs: int, family: bool = False, **known: dict[str, float]) -> Workload:
+def workload_of(*epochs: int, family: bool = False, expected: Mapping[str, float] | None = None) -> Workload:
     """Trials of so many epochs of 100 s, of one family or each of its own."""
     trials = tuple(
         PlannedTrial(str(number), TrialConfig(epochs=n, lr=0.1 if family else 0.1 + number))
         for number, n in enumerate(epochs)
     )
-    return Workload(trials, lambda trial, epoch: 100.0, lambda trial, epoch: 0.5, **known)
+    return Workload(trials, lambda trial, epoch: 100.0, lambda trial, epoch: 0.5, expected=expected or {})
 
 
 def check_sums(schedule: Schedule) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tune_inat.rows import Row, best_row
-from tune_inat.states import RECORD_FILE, FamilyStates
+from tune_inat.states import RAN_ON, RECORD_FILE, FamilyStates, ran_on
 
 
 def row(epoch: int, accuracy: float = 0.5, loss: float = 1.0) -> Row:
@@ -86,3 +86,20 @@ def test_best_row_prefers_the_metric_then_the_loss_then_the_earlier_epoch() -> N
     tied = [row(1, 0.6, 0.9), row(2, 0.6, 0.7), row(3, 0.6, 0.7)]
     assert best_row(tied, "val_accuracy", "maximize") == row(2, 0.6, 0.7)
     assert best_row([row(1, loss=0.4), row(2, loss=0.3)], "val_loss", "minimize") == row(2, loss=0.3)
+
+
+def test_epochs_say_where_each_was_trained_also_after_a_move(states: FamilyStates) -> None:
+    states.folder.mkdir()
+    for epoch in (1, 2):
+        states.append(row(epoch), {RAN_ON: ran_on(states.record(), epoch, here="first cpu")})
+    here = "second cuda:0 NVIDIA H100"
+    assert ran_on(states.record(), 1) == [["first cpu", 1]]
+    assert ran_on(states.record(), 3, here=here) == [["first cpu", 2], [here, 1]]
+    states.append(row(3), {RAN_ON: ran_on(states.record(), 3, here=here)})
+    assert ran_on(states.record(), 4, here="first cpu") == [["first cpu", 2], [here, 1], ["first cpu", 1]]
+
+
+def test_epochs_of_older_records_were_trained_somewhere(states: FamilyStates) -> None:
+    states.folder.mkdir()
+    states.append(row(1), {"cut": "layer3"})
+    assert ran_on(states.record(), 2, here="second cpu") == [["unknown", 1], ["second cpu", 1]]

@@ -109,6 +109,7 @@ def load_backbone(
     seed: int,
     dropout: float = 0.0,
     image_size: int | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> Backbone:
     """Load a torchvision network or `timm/NAME` and give it a new head.
 
@@ -118,12 +119,14 @@ def load_backbone(
         weights: `default` (those published), `none` (random) or a file.
         dropout: before the head. The network's own dropout at that place is switched off.
         image_size: the side of the images it will see; `None` leaves it at what the weights were made for.
+        state: all but the head, as another process has loaded it (`pristine_state`): nothing is read or
+            downloaded then.
 
     Raises:
         BackboneError: there is no such network or no such weights, with what would be right.
     """
     with _own_random_numbers(seed):
-        made = create_architecture(name, weights=weights, image_size=image_size)
+        made = create_architecture(name, weights=weights if state is None else "none", image_size=image_size)
     model = made.model
     for path in made.classifiers:
         _silence_dropout(model, path)
@@ -144,11 +147,13 @@ def load_backbone(
         mean=made.mean,
         std=made.std,
         image_size=made.image_size,
-        weights=made.weights,
+        weights=made.weights if state is None else weights,
         weights_key="",
         notices=notices,
         changing=tuple(model.state_dict()),
     )
+    if state is not None:
+        model.load_state_dict({**model.state_dict(), **state})
     backbone.weights_key = hash_of_weights(_backbone_state(backbone), also=[name, made.mean, made.std])
     reset_heads(backbone, seed)
     return backbone

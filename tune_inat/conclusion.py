@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from tune_inat.outcome import Examined
     from tune_inat.tracking import WandbTracker
     from tune_inat.workbench import Workbench
 
@@ -78,13 +79,15 @@ class Conclusion:
             return None
         return ExportedModel(test)
 
-    def export(self, best: TrialResult) -> ExportedModel:
-        """Test and export the best model."""
+    def export(self, best: TrialResult, examined: "Examined | None" = None) -> ExportedModel:
+        """Test and export the best model, which a node of the cluster may have examined already."""
         from tune_inat.outcome import export_best
 
         data_name = short_name(self._inputs.data.name)
         with self._terminal.task("Testing and exporting the best model", None, ""):
-            exported = export_best(self._folder, self._bench_for(best), best, data_name=data_name)
+            exported = export_best(
+                self._folder, self._bench_for(best), best, data_name=data_name, examined=examined
+            )
         self._probabilities = exported.val_probabilities
         self.has_news = True
         return ExportedModel(exported.test)

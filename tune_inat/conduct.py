@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,9 @@ from tune_inat.tries import Tries
 from tune_inat.wandb_files import sync_line
 
 if TYPE_CHECKING:
+    from tune_inat.examination import Examination
     from tune_inat.forecast import Forecast
+    from tune_inat.outcome import Examined
     from tune_inat.preparation import Preparation
     from tune_inat.tracking import WandbTracker
     from tune_inat.workbench import Workbench
@@ -143,6 +146,7 @@ class _Conductor:
         self._bench: Workbench | None = None  # of this process; heavy to import, so only when it is needed
         self._forecast: Forecast | None = None  # of trials that were run now
         self._wandb: WandbTracker | None = None
+        self._examined: Examined | None = None  # the best model, by a node of the cluster
         self._bytes_before = bytes_before
 
     def run(self) -> dict[str, Any]:
@@ -178,7 +182,7 @@ class _Conductor:
         conclusion = Conclusion(self._inputs, self._folder, self._terminal, self._open_bench, has_run=has_run)
         exported = None if best is None else conclusion.exported(best)
         if best is not None and exported is None and not is_interrupted:
-            exported = conclusion.export(best)
+            exported = conclusion.export(best, self._examined)
         if not is_interrupted:
             self._inputs.store.make_room()  # for the epochs that trials have left
         test = None if exported is None else exported.test
@@ -293,11 +297,17 @@ class _Conductor:
             keep_identity(self._folder, _identity(self._inputs), cpus_per_trial=cpus)
             self._terminal.plan_in_short(self._forecast.to_json())
             bench = self._open_bench()
-            if settings.address is None:  # on other machines, trials compute what they miss
+            shared = None
+            if settings.address is None:
                 preparation.compute()
-            work = bench.take_work()
-            self._effort.prefix_images += work.prefix_images
-            self._effort.pixels_decoded += work.pixels_decoded
+            else:
+                from tune_inat.spread import spread
+
+                shared = spread(bench, preparation.configs, self._terminal)
+                self._effort.add(shared.work)
+                for notice in shared.notices:
+                    self._terminal.warn(notice)
+            self._effort.add(bench.take_work())
             job = bench.job
             ending = Ending(None if settings.max_hours is None else settings.max_hours * 3600)
             if self._mirror is not None:
@@ -318,6 +328,7 @@ class _Conductor:
                     ending=ending,
                     tries=tries,
                     trial_seconds=costs,
+                    elsewhere=None if shared is None else shared.neighbours,
                 )
                 run_trials(
                     run,
@@ -327,10 +338,27 @@ class _Conductor:
                     observer=board.update,
                     callbacks=[Housekeeper(job.store), *([tracker] if tracker is not None else [])],
                 )
+            if shared is not None and not shared.is_here and not self._effort.is_interrupted:
+                from tune_inat.examination import Examination
+
+                self._examine(Examination(job, devices, shared.neighbours))
         for problem in tracker.problems if tracker is not None else ():
             self._terminal.warn(problem)
         if self._mirror is not None:
             self._mirror.check()
+
+    def _examine(self, examination: "Examination") -> None:
+        """Have a node examine the best model: this one takes no trials, so has no activations."""
+        bench = self._open_bench()
+        bench.job = replace(bench.job, kept={}, has_room=False)  # should no node do it: no more than it needs
+        best = best_of(leaderboard(self._remaining.results(), self._metric.name, self._metric.goal))
+        if best is None:
+            return
+        with self._terminal.task("Testing the best model on a node", None, ""):
+            self._examined, work, problem = examination.of(best)
+        self._effort.add(work)
+        if problem is not None:
+            self._terminal.warn(problem)
 
     def _tracker(self, is_over: Callable[[], bool], tries: Tries | None = None) -> "WandbTracker | None":
         from tune_inat.tracking import WandbTracker, resolve_mode

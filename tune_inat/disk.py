@@ -11,6 +11,7 @@ from tune_inat.errors import ResourceError, UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_TEXTS = ("No space left on device", "database or disk is full")  # of those who do not say it by number
+FILLED_SHARE = 0.9  # of what is free
 MAKE_ROOM = "Make room: the same command goes on with what is done."
 
 
@@ -42,6 +43,11 @@ def check_room(folder: Path, n_bytes: int, what: str) -> None:
             f"{folder}: {_size(n_bytes)} are needed for {what} and {_size(n_free)} are free. "
             "Make room, or move the cache to a larger disk: the same command goes on with what is done."
         )
+
+
+def has_room(folder: Path, n_bytes: int) -> bool:
+    """Whether something fits a disk, with a tenth of what is free to spare."""
+    return n_bytes < FILLED_SHARE * shutil.disk_usage(nearest_folder(folder)).free
 
 
 def reserve(path: Path) -> None:

@@ -59,7 +59,7 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     """
     is_requested = False
     try:
-        with interruptible() as interruption:
+        with interruptible(ends_process=True) as interruption:
             try:
                 command()
             finally:

@@ -1,31 +1,22 @@
 """Activations of the frozen prefix at a cut: computed once, memory-mapped, read by all trials of a node."""
 
-import json
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tune_inat.disk import check_room, reserve, writing
 from tune_inat.frozen import PART_SIZE, STORED_TYPE, Precision, run_frozen
-from tune_inat.images import open_whole
 from tune_inat.meter import Meter
-from tune_inat.store import Store, hash_of, write_atomically
+from tune_inat.shards import ARRAY_FILE, GrowingArray, Shard
+from tune_inat.store import Store, hash_of
 
 FEATURES_KIND = "features"
-ARRAY_FILE = "features.npy"
-PROGRESS_FILE = "rows.json"
-FLUSH_BYTES = 64 * 2**20  # how much may be computed twice after a kill
 BATCH_SIZE = 64  # images between two looks at the progress, where few cores share them
-
-Activations = np.memmap[Any, np.dtype[np.generic]]
 
 
 @dataclass(frozen=True)
@@ -110,6 +101,7 @@ def load_features(
     *,
     n_rows: int,
     meter: Meter,
+    fetch: Callable[[Path], None] = lambda folder: None,
 ) -> npt.NDArray[np.generic]:
     """The activations of rows 0..n_rows-1, memory-mapped; computed first if the store has none.
 
@@ -118,12 +110,18 @@ def load_features(
             (in eval mode, on the device of what is read).
         n_rows: how many rows there are.
         meter: is told of each image.
+        fetch: called first when they are not there: may fill a `GrowingArray` in that folder, or begin to.
 
     Returns:
         (n_rows, H, W, C) or (n_rows, ...), float32, or int16 that holds the bits of bfloat16.
     """
 
     def build(folder: Path) -> None:
+        fetch(folder)
+        whole = GrowingArray(folder, n_rows, STORED_TYPE[cut.precision][0])
+        if whole.is_whole:
+            whole.finish()
+            return
         source, network = compute()
         with meter.task(f"Frozen layers up to {cut.cut}", n_rows, "images") as advance:
             _compute(folder, source, network, n_rows=n_rows, precision=cut.precision, advance=advance)
@@ -141,51 +139,19 @@ def _compute(
     precision: Precision,
     advance: Callable[[int], None],
 ) -> None:
-    """Fill the array batch by batch, going on after the last row that an earlier, killed run flushed."""
+    """Fill the array batch by batch, going on with what an earlier, killed run flushed."""
     stored, _ = STORED_TYPE[precision]
-    path = folder / ARRAY_FILE
-    array = _half_filled(folder, n_rows, stored)
-    done = 0 if array is None else _rows_done(folder)
-    advance(done)
-    unflushed = 0
+    array = GrowingArray(folder, n_rows, stored)
+    advance(array.n_done)
     batch_size = max(BATCH_SIZE, PART_SIZE * torch.get_num_threads())
-    for start in range(done, n_rows, batch_size):
-        rows = torch.arange(start, min(start + batch_size, n_rows))
-        part = as_stored(run_frozen(network, source.take(rows), precision, rows=rows))
-        if array is None:
-            check_room(folder, n_rows * part[0].nbytes, "the activations of the frozen layers")
-            with writing(path):
-                array = np.lib.format.open_memmap(
-                    path, mode="w+", dtype=stored, shape=(n_rows, *part.shape[1:])
-                )
-                reserve(path)
-        array[start : start + len(part)] = part
-        unflushed += part.nbytes
-        advance(len(part))
-        if unflushed >= FLUSH_BYTES:
-            array.flush()
-            write_atomically(folder / PROGRESS_FILE, json.dumps(start + len(part)).encode())
-            unflushed = 0
-    assert array is not None, "a data set has at least one image"
-    array.flush()
-    (folder / PROGRESS_FILE).unlink(missing_ok=True)
-
-
-def _half_filled(folder: Path, n_rows: int, stored: type[np.generic]) -> Activations | None:
-    """The array that an earlier run left, `None` where there is none that is whole."""
-    with suppress(OSError, ValueError):
-        if _rows_done(folder) > 0:
-            array: Activations = open_whole(folder / ARRAY_FILE)
-            if len(array) == n_rows and array.dtype == stored:
-                return array
-    return None
-
-
-def _rows_done(folder: Path) -> int:
-    try:
-        return int(json.loads((folder / PROGRESS_FILE).read_bytes()))
-    except (OSError, ValueError):
-        return 0
+    for start in range(0, n_rows, batch_size):
+        batch = Shard(start, min(start + batch_size, n_rows))
+        if not array.has(batch):
+            n_before = array.n_done
+            rows = torch.arange(batch.start, batch.stop)
+            array.write(start, as_stored(run_frozen(network, source.take(rows), precision, rows=rows)))
+            advance(array.n_done - n_before)
+    array.finish()
 
 
 def as_stored(batch: Tensor) -> npt.NDArray[np.generic]:

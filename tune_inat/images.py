@@ -124,6 +124,33 @@ def decode_batch(
     return batch
 
 
+def decode_rows(
+    files: Sequence[tuple[str, Path]], size: int, view: View | None, *, n_workers: int
+) -> PixelArray:
+    """Decode (content, path) pairs to the rows (N, size, size, 3) of `load_pixels`, zeros where unreadable.
+
+    Raises:
+        DataError: the disk fails to give files back.
+    """
+    rows = np.zeros((len(files), size, size, 3), np.uint8)
+
+    def fill(row: int) -> str | None:
+        content, path = files[row]
+        try:
+            rows[row] = decode(path, size, view, content)
+        except UnreachableImage as error:
+            return f"{path}: {error.reason}."
+        except UnreadableImage:
+            return None
+        return None
+
+    with worker_threads(n_workers, "decode") as pool, strict_pillow():
+        problems = [problem for problem in pool.map(fill, range(len(files))) if problem is not None]
+    if problems:
+        raise DataError(problems)
+    return rows
+
+
 def load_pixels(
     store: Store,
     files: Mapping[str, Path],

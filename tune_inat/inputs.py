@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ from tune_inat.audit import Audit
 from tune_inat.config import TrialConfig
 from tune_inat.contents import hash_content
 from tune_inat.data import DataSet, find_images, split_images
-from tune_inat.disk import nearest_folder, size_of
 from tune_inat.errors import SpaceError, UserError
 from tune_inat.facts import ImageFacts, has_facts, load_facts
 from tune_inat.images import Pixels, has_pixels, load_pixels
@@ -21,10 +19,9 @@ from tune_inat.meter import Meter
 from tune_inat.plan import SearchPlan, check_early_stopping, longest_trial, make_plan
 from tune_inat.settings import WEIGHTS_WITHOUT_FILE, SearchSettings, project_problem
 from tune_inat.space import SearchSpace, load_space
-from tune_inat.store import Store, default_root
+from tune_inat.store import Store, default_root, spared_bytes
 
 BYTES_PER_GB = 10**9
-SPARED_BYTES, SPARED_SHARE = 5 * BYTES_PER_GB, 0.05  # of the disk, the less of both: the cache leaves it free
 MANY_IMAGES = 2000  # to decode them takes longer than to import what knows all models
 
 
@@ -122,11 +119,7 @@ def open_store(settings: SearchSettings) -> Store:
     """The user's store, within `--cache-gb`, else within what its disk can spare now."""
     root = default_root()
     budget = asked_budget(settings)
-    if budget is None:
-        disk = shutil.disk_usage(nearest_folder(root))
-        spared = min(SPARED_BYTES, int(SPARED_SHARE * disk.total))
-        budget = size_of(root) + max(0, disk.free - spared)
-    return Store(root, budget)
+    return Store(root, spared_bytes(root) if budget is None else budget)
 
 
 def asked_budget(settings: SearchSettings) -> int | None:

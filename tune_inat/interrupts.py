@@ -1,5 +1,6 @@
-"""Ctrl-C and SIGTERM: the first asks what runs to come to an end, the second ends the process at once."""
+"""Ctrl-C and SIGTERM: the first asks what runs to come to an end, the second ends it at once."""
 
+import _thread
 import os
 import signal
 import sys
@@ -18,20 +19,28 @@ class Interruption:
     """Whether the user has asked for the end, and how that reaches what runs.
 
     It is raised as `KeyboardInterrupt` in the main thread, or told as `gently` says.
+
+    Args:
+        ends_process: whether the second signal ends the process; a notebook lives on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, ends_process: bool = False) -> None:
         self.is_requested = False
+        self._ends_process = ends_process
+        self._say: Callable[[], None] | None = None
         self._end: Callable[[], None] | None = None
         self._within_seconds = 0.0
 
     def request(self, number: int, frame: FrameType | None) -> None:
         """The handler of both signals."""
-        if self.is_requested:
+        is_second, self.is_requested = self.is_requested, True
+        if is_second and self._ends_process:
             os._exit(EXIT_CODE)
-        self.is_requested = True
         self.settle()  # the alarm that Ray's own handler has set, where that came first
-        if self._end is None:
+        if self._say is not None and not is_second:
+            # In a thread, since this one may be in the middle of printing; `threading` itself would lock.
+            _thread.start_new_thread(self._say, ())
+        if self._end is None or is_second:
             raise KeyboardInterrupt
         signal.setitimer(signal.ITIMER_REAL, self._within_seconds)
         self._end()
@@ -54,6 +63,15 @@ class Interruption:
             self.settle()
             signal.signal(signal.SIGALRM, before)
 
+    @contextmanager
+    def announced(self, say: Callable[[], None]) -> Iterator[None]:
+        """Within it, the first signal calls `say` at once, in another thread."""
+        before, self._say = self._say, say
+        try:
+            yield
+        finally:
+            self._say = before
+
     def settle(self) -> None:
         """The end is near: `KeyboardInterrupt` need not come any more."""
         signal.setitimer(signal.ITIMER_REAL, 0.0)
@@ -64,11 +82,14 @@ _heard: list[signal.Signals] = []
 
 
 @contextmanager
-def interruptible() -> Iterator[Interruption]:
+def interruptible(*, ends_process: bool = False) -> Iterator[Interruption]:
     """Listen to the signals, unless that is done already: then it is the same interruption.
 
     Signals that are ignored, as in a shell's background jobs, stay ignored. Other threads than the main one
     cannot listen.
+
+    Args:
+        ends_process: whether the second signal ends the process, and is not raised like the first one.
     """
     global _listening
     listen_again()
@@ -77,7 +98,7 @@ def interruptible() -> Iterator[Interruption]:
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     _heard[:] = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
-    _listening = interruption = Interruption()
+    _listening = interruption = Interruption(ends_process=ends_process)
     listen_again()
     try:
         yield interruption

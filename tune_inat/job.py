@@ -28,6 +28,8 @@ class Job:
         memory_fraction: of a GPU's memory, for one trial.
         kept: where activations are kept, by `images_key`.
         has_room: for activations that nothing was decided about.
+        budget_bytes: what `--cache-gb` allows each machine's cache; `None`: what its disk can spare.
+        is_guest: whether another machine than this one conducts the search.
     """
 
     store: Store
@@ -47,6 +49,8 @@ class Job:
     memory_fraction: float | None = None
     kept: Mapping[str, KeptCuts] = field(default_factory=dict)
     has_room: bool = True
+    budget_bytes: int | None = None
+    is_guest: bool = False
 
     def images_key(self, config: TrialConfig, *, of_views: bool) -> str:
         """Names a set of images and the network it goes through: equal for all trials that share both."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tune_inat.disk import writing
 from tune_inat.ledger import Status, TrialRecord
@@ -69,6 +69,13 @@ class TrialResult:
         }
 
 
+class Work(Protocol):
+    """What a process has done that reuse would spare: images run through frozen layers, and decoded."""
+
+    prefix_images: int
+    pixels_decoded: int
+
+
 @dataclass
 class Effort:
     """What a run of the command did itself; the rest was there already."""
@@ -77,6 +84,11 @@ class Effort:
     prefix_images: int = 0
     pixels_decoded: int = 0
     is_interrupted: bool = False
+
+    def add(self, work: Work) -> None:
+        """Count what a process has done."""
+        self.prefix_images += work.prefix_images
+        self.pixels_decoded += work.pixels_decoded
 
 
 @dataclass(frozen=True)

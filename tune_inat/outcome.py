@@ -2,19 +2,21 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from tune_inat.calibration import calibrated, fit_temperature
 from tune_inat.config import TrialConfig
 from tune_inat.data import DataSet, Split
 from tune_inat.disk import writing
 from tune_inat.export import ModelConfig, save_classifier
+from tune_inat.freeze import load_trainable_state, trainable_state
 from tune_inat.leaderboard import (
     BEST_MODEL_FOLDER,
     LEADERBOARD_METRICS,
@@ -27,6 +29,7 @@ from tune_inat.leaderboard import (
 from tune_inat.metrics import Evaluation, evaluate, log_softmax, wilson_interval
 from tune_inat.model_card import DataFacts, compose_card
 from tune_inat.network import Network
+from tune_inat.states import to_cpu
 from tune_inat.store import write_atomically
 from tune_inat.trial import predict, weights_after
 from tune_inat.workbench import Part, Workbench
@@ -57,18 +60,58 @@ class Exported:
     val_probabilities: npt.NDArray[np.float64]
 
 
-def export_best(folder: Path, bench: Workbench, best: TrialResult, *, data_name: str) -> Exported:
+@dataclass(frozen=True)
+class Examined:
+    """A trial's model and what it says, as another machine has found it.
+
+    Attributes:
+        weights: what trained, by name, on the CPU.
+        val: the logits (N, K) float32 of the validation images, `test` of the test images if there are any.
+    """
+
+    weights: Mapping[str, Tensor]
+    val: npt.NDArray[np.float32]
+    test: npt.NDArray[np.float32] | None
+
+
+def examine(bench: Workbench, best: TrialResult) -> Examined:
+    """The best trial's model, and what it says of validation and test images."""
+    assert best.best_epoch is not None, "a best trial has an epoch"
+    config, data = TrialConfig(**best.config), bench.job.data
+    network = weights_after(bench, config, best.best_epoch)
+    return Examined(
+        to_cpu(trainable_state(network.backbone)),
+        _outputs(bench, network, config, "val", data.val).logits,
+        None if data.test is None else _outputs(bench, network, config, "test", data.test).logits,
+    )
+
+
+def export_best(
+    folder: Path,
+    bench: Workbench,
+    best: TrialResult,
+    *,
+    data_name: str,
+    examined: Examined | None = None,
+) -> Exported:
     """Write the best trial's model to `best_model/` and test it.
 
     Its temperature is fitted on the validation images. What it says of each validation and test image goes
     to `predictions.csv`. This is the one place where test labels are read.
+
+    Args:
+        examined: the model, where another machine has examined it already.
     """
     assert best.best_epoch is not None, "a best trial has an epoch"
     config = TrialConfig(**best.config)
-    network = weights_after(bench, config, best.best_epoch)
+    examined = examined or examine(bench, best)
+    network = bench.network(config)
+    load_trainable_state(network.backbone, examined.weights)
     data = bench.job.data
-    val = _outputs(bench, network, config, "val", data.val)
-    test = None if data.test is None else _outputs(bench, network, config, "test", data.test)
+    val = _Outputs("val", data.val, examined.val)
+    test = None
+    if data.test is not None and examined.test is not None:
+        test = _Outputs("test", data.test, examined.test)
     temperature = fit_temperature(val.logits, val.split.labels)
     model = ModelConfig(
         model=config.model,

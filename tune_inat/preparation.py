@@ -65,6 +65,7 @@ def open_bench(
         goal=metric.goal,
         n_threads=len(os.sched_getaffinity(0)),
         memory_fraction=gpus_per_trial if 0 < gpus_per_trial < 1 else None,
+        budget_bytes=asked_budget(settings),
     )
     bench = open_driver_bench(job, meter)
 
@@ -184,6 +185,11 @@ class Preparation:
             "Sums are rounded otherwise then, so their numbers are not quite comparable.",
         )
 
+    @property
+    def configs(self) -> list[TrialConfig]:
+        """Those of the trials that are to run, or of such as stand for them."""
+        return [trial.config for trial in self._trials]
+
     def compute(self) -> None:
         """Compute, with all of this machine, what the frozen layers give; trials then only read it."""
-        self._bench.prepare([trial.config for trial in self._trials])
+        self._bench.prepare(self.configs)

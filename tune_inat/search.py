@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tune_inat.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, UserError, run_command
+from tune_inat.interrupts import interruptible
 from tune_inat.progress import Terminal
 from tune_inat.remote import hide_secrets
 from tune_inat.settings import SearchSettings, make_settings
 
 if TYPE_CHECKING:
     from tune_inat.export import Classifier
+
+ENDING = "Ending: what runs is given up, what is done is kept... (Ctrl-C again ends at once)"
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,10 @@ def run_search(settings: SearchSettings, terminal: Terminal) -> SearchResult:
     started = time.monotonic()
     terminal.say(f"Search space {settings.space} on {hide_secrets(settings.data)}")
     try:
-        from tune_inat.conduct import conduct_search
+        with interruptible() as interruption, interruption.announced(lambda: terminal.say(ENDING)):
+            from tune_inat.conduct import conduct_search
 
-        folder, summary = conduct_search(settings, terminal, started=started)
+            folder, summary = conduct_search(settings, terminal, started=started)
     except KeyboardInterrupt:  # before there was anything to show
         from tune_inat.summary import command_of
 

@@ -24,6 +24,7 @@ from tune_inat.store import FAMILY_RECORD, family_lock, hash_of, write_atomicall
 
 RECORD_FILE = FAMILY_RECORD
 CHECKSUM, OWNER = "checksum", "owner"  # of a file's tensors, in its metadata
+RAN_ON = "ran_on"  # of what was done: where each epoch was trained
 
 
 @dataclass(frozen=True)
@@ -267,6 +268,26 @@ def _checksum_of(tensors: Mapping[str, Tensor]) -> str:
 
 def _checksum_of_record(content: Mapping[str, Any]) -> str:
     return hash_of([content["rows"], content["correct"], content["did"]])
+
+
+def ran_on(record: Record, n_epochs: int, *, here: str | None = None) -> list[list[Any]]:
+    """Where each of a family's first epochs was trained, in stretches: `[["worker1 cpu", 3], ...]`.
+
+    Args:
+        record: of epochs that were trained before; of older records that is not known.
+        here: where those that it does not have are trained.
+    """
+    known = (record.did or {}).get(RAN_ON) or [["unknown", len(record.rows)]]
+    stretches: list[list[Any]] = []
+    left = n_epochs
+    for where, n in [*(known if record.rows else []), [here, n_epochs]]:
+        taken = min(n, left)
+        if taken and stretches and stretches[-1][0] == where:
+            stretches[-1][1] += taken
+        elif taken:
+            stretches.append([where, taken])
+        left -= taken
+    return stretches
 
 
 def to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

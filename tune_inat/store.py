@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
-from tune_inat.disk import make_folder, size_of, sync, writing
+from tune_inat.disk import make_folder, nearest_folder, size_of, sync, writing
 from tune_inat.errors import ResourceError
 from tune_inat.life import acquire
 from tune_inat.private import make_private
@@ -27,6 +27,7 @@ CACHE_VARIABLE = "TUNE_INAT_CACHE"
 ENTRY_FILE = "entry.json"  # written last: an entry without it, or that disagrees with it, is not whole
 STAMPS_FILE = "stamps.json"  # what the file system said of its files when they agreed with it
 FORMAT_VERSION = 2
+SPARED_BYTES, SPARED_SHARE = 5 * 10**9, 0.05  # of the disk, the less of both: the store leaves it free
 HASH_CHUNK_BYTES = 32 * 2**20
 N_HASHERS = 4
 AHEAD_SECONDS = 60.0  # what was used this much after now was used when the clock was wrong
@@ -42,6 +43,13 @@ def default_root() -> Path:
     """The store's folder: `TUNE_INAT_CACHE`, else the user's cache folder."""
     named = os.environ.get(CACHE_VARIABLE)
     return Path(named).expanduser().absolute() if named else user_cache_path("tune_inat")
+
+
+def spared_bytes(root: Path) -> int:
+    """How large a store may be, as far as its disk goes: nearly all of what it has and what is free."""
+    disk = shutil.disk_usage(nearest_folder(root))
+    spared = min(SPARED_BYTES, int(SPARED_SHARE * disk.total))
+    return size_of(root) + max(0, disk.free - spared)
 
 
 def claim_root(root: Path) -> None:
@@ -123,17 +131,30 @@ class Store:
         Raises:
             ResourceError: the store's folder cannot be written.
         """
+        with self.building(kind, key) as aside:
+            if aside is not None:
+                build(aside)
+        return self.path(kind, key)
+
+    @contextmanager
+    def building(self, kind: str, key: str) -> Iterator[Path | None]:
+        """The same for who builds piece by piece: the folder to build in, `None` if the entry is whole.
+
+        The entry takes its place when the block ends. One that ends by an exception leaves what it has built.
+        """
         folder = self.path(kind, key)
         claim_root(self.root)
         make_folder(folder.parent)
         with self._locked(folder):
-            if not is_whole(folder):
+            if is_whole(folder):
+                yield None
+            else:
                 aside = folder.with_name(f".{key}.part")
                 with writing(folder):
                     if folder.exists():  # torn or altered since it was built
                         shutil.rmtree(folder)
                     aside.mkdir(exist_ok=True)
-                build(aside)
+                yield aside
                 with writing(folder):
                     _seal(aside)
                     aside.rename(folder)
@@ -141,7 +162,6 @@ class Store:
             with writing(folder):
                 self._hold(folder)
         self.make_room()
-        return folder
 
     def release(self, kind: str, key: str) -> None:
         """Say that this process no longer uses an entry."""

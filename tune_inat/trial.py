@@ -24,7 +24,7 @@ from tune_inat.ownership import LostOwnershipError
 from tune_inat.recipe import Optimizer, batches, draw_epoch
 from tune_inat.rows import Row, best_row
 from tune_inat.sources import Source, batches_ahead, batches_in_turn
-from tune_inat.states import FamilyStates, to_cpu
+from tune_inat.states import RAN_ON, FamilyStates, ran_on, to_cpu
 from tune_inat.steps import Step
 from tune_inat.workbench import Workbench
 
@@ -117,8 +117,9 @@ def run_trial(
             with states.exclusively(look):
                 record = states.record()
                 for row, correct in zip(record.rows, record.correct, strict=True):
-                    if row["epoch"] <= config.epochs:
-                        report_new(EpochReport(row, trained=False, did=record.did or {}, correct=correct))
+                    if (epoch := int(row["epoch"])) <= config.epochs:
+                        did = {**(record.did or {}), RAN_ON: ran_on(record, epoch)}
+                        report_new(EpochReport(row, trained=False, did=did, correct=correct))
                 if len(record.rows) < config.epochs:
                     wanted = sorted({*horizons, config.epochs})
                     _train_onwards(bench, config, states, wanted, report_new, is_to_end)
@@ -156,7 +157,8 @@ def _train_onwards(
     reported is never trained again. All is written when this returns or raises.
     """
     trainer = Trainer(bench, config)
-    first = trainer.resume(states, up_to=len(states.record().rows))
+    before = states.record()
+    first = trainer.resume(states, up_to=len(before.rows))
     goal, metric = bench.job.goal, bench.job.metric
 
     def keep(report: EpochReport, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
@@ -182,7 +184,8 @@ def _train_onwards(
         for epoch in range(first + 1, config.epochs + 1):
             row = trainer.train_epoch(epoch, look)
             report_written(wait=True)
-            progress = EpochReport(row, trained=True, did=trainer.did, correct=trainer.correct)
+            did = {**trainer.did, RAN_ON: ran_on(before, epoch, here=bench.where)}
+            progress = EpochReport(row, trained=True, did=did, correct=trainer.correct)
             written = writer.submit(keep, progress, trainer.weights(), trainer.optimizer_state())
             unreported.append((written, progress))
         report_written(wait=True)

@@ -37,10 +37,10 @@ from tune_inat.sweep import EarlyStopping
 from tune_inat.trial import EpochReport, InterruptedTrialError, NonFiniteLossError, run_trial
 from tune_inat.tries import Tries
 from tune_inat.watcher import LiveTrial, Watcher
-from tune_inat.workbench import Workbench, open_worker_bench
+from tune_inat.workbench import Elsewhere, Workbench, open_worker_bench
 
 RUNG_METRIC = "rung_metric"
-GRACE_SECONDS = 1.5  # after Ctrl-C, for trials to end by themselves
+GRACE_SECONDS = 1.0  # after Ctrl-C, for trials to end by themselves
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class WorkerShare:
     Attributes:
         horizons: by family, the epochs at which its trials end, as far as they are known.
         search_id: tells one search from the next in a process that serves both.
+        elsewhere: what other nodes of a cluster have.
     """
 
     job: Job
@@ -57,6 +58,7 @@ class WorkerShare:
     early_stopping: EarlyStopping | None
     stop_file: Path
     search_id: str
+    elsewhere: Elsewhere | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class TrialRun:
         ending: when it says so, the trials that run are ended and no more are started.
         tries: how often a trial that fails is tried again.
         trial_seconds: what a trial should take, by its id, where that is known.
+        elsewhere: what a node of a cluster can have from the others.
     """
 
     job: Job
@@ -82,6 +85,7 @@ class TrialRun:
     ending: Ending
     tries: Tries = field(default_factory=Tries)
     trial_seconds: Mapping[str, float] = field(default_factory=dict)
+    elsewhere: Elsewhere | None = None
 
 
 def run_trials(
@@ -132,7 +136,7 @@ def run_trials(
             tries=run.tries,
             hangs=HangWatch(run.trial_seconds),
         )
-        share = WorkerShare(job, run.horizons, run.early_stopping, stop_file, str(scratch))
+        share = WorkerShare(job, run.horizons, run.early_stopping, stop_file, str(scratch), run.elsewhere)
         trainable = tune.with_resources(
             tune.with_parameters(_train, share=share),
             {"cpu": devices.cpus_per_trial, "gpu": devices.gpus_per_trial},
@@ -307,5 +311,5 @@ class RungMetric:
 def _bench_of(share: WorkerShare) -> Workbench:
     if share.search_id not in _benches:
         _benches.clear()
-        _benches[share.search_id] = open_worker_bench(share.job)
+        _benches[share.search_id] = open_worker_bench(share.job, share.elsewhere)
     return _benches[share.search_id]

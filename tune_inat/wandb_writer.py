@@ -42,7 +42,7 @@ class Patience:
     opening: float = 8.0
     closing: float = 5.0
     end: float = 30.0
-    interrupted: float = 5.0
+    interrupted: float = 1.5
     upload: float = 600.0
     brisk: float = 3.0
     behind: float = 5.0

@@ -1,31 +1,43 @@
 """What a process keeps between trials: pixels, activations and networks, each loaded once."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tune_inat.backbone import Normalize, load_backbone, pristine_state, restore
 from tune_inat.config import TrialConfig
 from tune_inat.convolutions import speed_up
 from tune_inat.cuts import read_at
 from tune_inat.data import Split
+from tune_inat.disk import has_room
 from tune_inat.errors import UserError
 from tune_inat.features import CutFeatures, Rows, has_features, load_features, open_features
+from tune_inat.frozen import STORED_TYPE
 from tune_inat.graph import INPUT
-from tune_inat.images import Pixels, View, decode_batch, load_pixels, pixels_key
+from tune_inat.images import (
+    Pixels,
+    View,
+    decode_batch,
+    decode_rows,
+    has_pixels,
+    load_pixels,
+    pixels_key,
+)
 from tune_inat.job import Job
 from tune_inat.life import SigningMeter
 from tune_inat.meter import Meter
 from tune_inat.network import LoadedBackbone, Network
-from tune_inat.places import at_this_host
+from tune_inat.places import at_this_host, this_host
 from tune_inat.recipe import recipe_key
+from tune_inat.shards import Shard
 from tune_inat.shared_states import SharedStates
 from tune_inat.sources import FreshSource, PlainSource, Source, ViewSource
 from tune_inat.states import FamilyStates
@@ -46,22 +58,67 @@ class Work:
     prefix_images: int = 0
 
 
+class Elsewhere(Protocol):
+    """What other nodes of a cluster have, as a process sees it that works on one of them."""
+
+    def weights(self, config: TrialConfig) -> Mapping[str, Tensor] | None:
+        """A trial's backbone as the node that conducts the search has loaded it; `None` to load it here."""
+        ...
+
+    def fetch(self, cut: CutFeatures, folder: Path, n_rows: int, row_flops: int, meter: Meter) -> None:
+        """Fill an array with what other nodes have of it, if that is cheaper than computing it."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """A set of images as they are decoded for trials; `load` decodes them, unless that is done already."""
+
+    key: str
+    n_images: int
+    load: Callable[[], Pixels]
+
+
 class Workbench:
     """The inputs of trials in one process, on one device.
 
     Networks share one backbone for each model: a new `network` takes it away from the one before.
+
+    Args:
+        n_threads: to decode with; those of the job, if not given.
+        elsewhere: what other nodes of a cluster have.
     """
 
-    def __init__(self, job: Job, device: torch.device, meter: Meter, *, n_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        device: torch.device,
+        meter: Meter,
+        *,
+        n_threads: int | None = None,
+        elsewhere: Elsewhere | None = None,
+    ) -> None:
+        self._elsewhere = elsewhere
         self._n_threads = n_threads or job.n_threads  # to decode with
         self.job = job
         self.device = device
         self._work = Work()
         self._meter = meter
+        self._keys: dict[tuple[int, View | None], str] = {}  # of pixels
         self._pixels: dict[tuple[int, View | None], Pixels] = {}
         self._rows: dict[str, Rows] = {}
         self._loaded: LoadedBackbone | None = None
         self._shared = None if job.states is None else SharedStates(job.states)
+
+    @property
+    def where(self) -> str:
+        """The node and the device: `worker1 cpu`, `worker2 cuda:0 NVIDIA H100`."""
+        if self.device.type == "cpu":
+            return f"{this_host()} cpu"
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")  # Ray shows a process its own alone
+        index = self.device.index or 0
+        number = seen[index] if index < len(seen) and seen[index] else str(index)
+        return f"{this_host()} cuda:{number} {torch.cuda.get_device_name(self.device)}"
 
     def take_work(self) -> Work:
         """The work done since this was last asked."""
@@ -130,15 +187,19 @@ class Workbench:
         """Compute what the frozen layers of these trials give, where it is kept: shallow cuts first."""
         if not self.job.reuse:
             return
-        depths = []
-        for config in self._distinct(configs):
-            network = self.network(config)
-            depths.append((config.model, network.traced.crossings.index(network.cut), config))
-        for _, _, config in sorted(depths, key=lambda depth: depth[:2]):
+        for config in self.in_order_of_depth(configs):
             network = self.network(config)
             for part in ("train", "val"):
                 self.source(network, config, part)
         self.rest()
+
+    def in_order_of_depth(self, configs: Sequence[TrialConfig]) -> list[TrialConfig]:
+        """One configuration for each that reads something else, model by model, shallow cuts first."""
+        depths = []
+        for config in self._distinct(configs):
+            network = self.network(config)
+            depths.append((config.model, network.traced.crossings.index(network.cut), config))
+        return [config for _, _, config in sorted(depths, key=lambda depth: depth[:2])]
 
     def rest(self) -> None:
         """Let go of a GPU's memory, so that trials have it."""
@@ -161,26 +222,31 @@ class Workbench:
         split = {"train": self.job.data.train, "val": self.job.data.val, "test": self.job.data.test}[part]
         assert split is not None, "a part that is read is there"
         if part != "train" or config.augment == "none":
-            pixels = self._load_pixels(config.image_size)
+            pictures = self._pictures(config.image_size)
             return self._plain_source(
-                network, pixels, split.rows, self._base(network, config, of_views=False)
+                network, pictures, split.rows, self.base(network, config, of_views=False)
             )
         if config.views == "fresh":
             return self._fresh_source(network, config, split)
         contents = self.contents_of(split)
-        base = self._base(network, config, of_views=True)
+        base = self.base(network, config, of_views=True)
         views = []
+        row_of = {content: row for row, content in enumerate(sorted(set(contents)))}
+        rows = np.array([row_of[content] for content in contents])
         for index in range(config.views):
-            pixels = self._load_pixels(config.image_size, View(config.augment, config.seed, index), contents)
-            rows = np.array([pixels.row_of[content] for content in contents])
-            views.append(self._plain_source(network, pixels, rows, base))
+            pictures = self._pictures(
+                config.image_size, View(config.augment, config.seed, index), sorted(row_of)
+            )
+            views.append(self._plain_source(network, pictures, rows, base))
         return ViewSource(views, len(contents), config.seed)
 
-    def _base(self, network: Network, config: TrialConfig, *, of_views: bool) -> str:
+    def base(self, network: Network, config: TrialConfig, *, of_views: bool) -> str:
         """Where a trial reads: the deepest crossing up to its cut at which activations are kept."""
         if not self.job.reuse:
             return INPUT
         cut, decided = network.cut, self.job.kept.get(self.job.images_key(config, of_views=of_views))
+        if decided is not None and self.job.is_guest:  # of this machine's disk nobody knew
+            decided = replace(decided, kept=self._fitting(network, config, decided.kept, of_views=of_views))
         if decided is not None and cut in decided.kept:
             return cut
         is_new = decided is None or cut not in decided.considered  # as Optuna proposes what nobody foresaw
@@ -189,6 +255,30 @@ class Workbench:
         if decided is None:
             return INPUT
         return read_at(cut, network.traced.crossings, decided.kept, self.exact_crossings(network))
+
+    def _fitting(
+        self, network: Network, config: TrialConfig, kept: frozenset[str], *, of_views: bool
+    ) -> frozenset[str]:
+        """Those of some crossings whose activations are here, or have room here."""
+        keys, size = self.pixels_keys(config, of_views=of_views), network.backbone.image_size
+        n_images = (
+            len(set(self.contents_of(self.job.data.train))) * len(keys) if of_views else len(self.job.files)
+        )
+
+        def fits(crossing: str) -> bool:
+            point = network.traced.at(crossing, size)
+            itemsize = np.dtype(STORED_TYPE[self.job.precision][0]).itemsize
+            return has_room(
+                self.job.store.root, n_images * point.n_bytes // point.dtype.itemsize * itemsize
+            ) or all(
+                has_features(
+                    self.job.store,
+                    CutFeatures(key, network.backbone.weights_key, crossing, self.job.precision),
+                )
+                for key in keys
+            )
+
+        return frozenset(filter(fits, kept))
 
     def _is_there(self, network: Network, config: TrialConfig, *, of_views: bool) -> bool:
         """Whether an earlier search has left the activations at a trial's cut."""
@@ -210,32 +300,40 @@ class Workbench:
     def pixels_keys(self, config: TrialConfig, *, of_views: bool) -> list[str]:
         """The store's keys of what `decodings` names."""
         return [
-            pixels_key(sorted(contents), size=config.image_size, view=view)
+            pixels_key(sorted(set(contents)), size=config.image_size, view=view)
             for contents, view in self.decodings(config, of_views=of_views)
         ]
 
     def _plain_source(
-        self, network: Network, pixels: Pixels, rows: npt.NDArray[np.int64], base: str
+        self, network: Network, pictures: _Pictures, rows: npt.NDArray[np.int64], base: str
     ) -> PlainSource:
         picked, precision = torch.from_numpy(rows), self.job.precision
         if network.prefix is None or base == INPUT:
+            pixels = pictures.load()
             return PlainSource(self._rows_of(pixels.key, pixels.array), picked, network.prefix, precision)
-        kept = CutFeatures(pixels.key, network.backbone.weights_key, base, precision)
+        kept = CutFeatures(pictures.key, network.backbone.weights_key, base, precision)
         if kept.key not in self._rows:
-            self._rows[kept.key] = Rows(self._load_features(network, pixels, kept), self.device)
+            self._rows[kept.key] = Rows(self._load_features(network, pictures, kept), self.device)
         lead = None if base == network.cut else network.traced.segment(base, network.cut)
         return PlainSource(self._rows[kept.key], picked, lead, precision)
 
-    def _load_features(self, network: Network, pixels: Pixels, cut: CutFeatures) -> npt.NDArray[np.generic]:
-        n_images = len(pixels.array)
+    def _load_features(
+        self, network: Network, pictures: _Pictures, cut: CutFeatures
+    ) -> npt.NDArray[np.generic]:
+        n_images = pictures.n_images
 
         def compute() -> tuple[Rows, nn.Module]:
             self._work.prefix_images += n_images
-            return self._nearest(network, pixels, cut)
+            return self._nearest(network, pictures, cut)
 
-        return load_features(self.job.store, cut, compute, n_rows=n_images, meter=self._meter)
+        def fetch(folder: Path) -> None:
+            if self._elsewhere is not None:
+                flops = network.traced.at(cut.cut, network.backbone.image_size).flops
+                self._elsewhere.fetch(cut, folder, n_images, flops, self._meter)
 
-    def _nearest(self, network: Network, pixels: Pixels, cut: CutFeatures) -> tuple[Rows, nn.Module]:
+        return load_features(self.job.store, cut, compute, n_rows=n_images, meter=self._meter, fetch=fetch)
+
+    def _nearest(self, network: Network, pictures: _Pictures, cut: CutFeatures) -> tuple[Rows, nn.Module]:
         """The deepest activations before a cut that are there already, and the layers from them to it."""
         crossings = network.traced.crossings
         exact = self.exact_crossings(network)
@@ -244,6 +342,7 @@ class Workbench:
             if crossing in exact and has_features(self.job.store, shallower):
                 array = open_features(self.job.store, shallower)
                 return Rows(array, self.device), network.traced.segment(crossing, cut.cut)
+        pixels = pictures.load()
         return self._rows_of(pixels.key, pixels.array), network.to_crossing(cut.cut)
 
     def exact_crossings(self, network: Network) -> frozenset[str]:
@@ -294,6 +393,7 @@ class Workbench:
                 n_classes=len(self.job.data.classes),
                 seed=config.seed,
                 image_size=config.image_size,
+                state=None if self._elsewhere is None else self._elsewhere.weights(config),
             )
             # Channels last: what the convolutions of oneDNN and cuDNN are fastest with.
             backbone.model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -308,14 +408,35 @@ class Workbench:
         contents = sorted(self.job.files)  # the order of the pixels' rows
         return [contents[row] for row in split.rows]
 
-    def _load_pixels(
+    def _pictures(
         self, image_size: int, view: View | None = None, contents: Sequence[str] | None = None
-    ) -> Pixels:
+    ) -> _Pictures:
+        """All images, or a view of those of these contents (sorted, each once)."""
+        named = sorted(self.job.files) if contents is None else contents
+        if (image_size, view) not in self._keys:  # their hash takes a while, of many
+            self._keys[image_size, view] = pixels_key(named, size=image_size, view=view)
+        return _Pictures(
+            self._keys[image_size, view], len(named), lambda: self._load_pixels(image_size, view, named)
+        )
+
+    def decoded(self, config: TrialConfig, view: View | None, shard: Shard) -> npt.NDArray[np.uint8]:
+        """The pixels (n, S, S, 3) of some rows of all images, or of a view; decoded for now, unless kept."""
+        named = sorted(self.job.files if view is None else set(self.contents_of(self.job.data.train)))
+        if has_pixels(self.job.store, named, size=config.image_size, view=view):
+            return self._load_pixels(config.image_size, view, named).array[shard.start : shard.stop]
+        files = [(content, self.job.files[content]) for content in named[shard.start : shard.stop]]
+        self._work.pixels_decoded += len(files)
+        return decode_rows(files, config.image_size, view, n_workers=self._n_threads)
+
+    def note_frozen(self, n_images: int) -> None:
+        """Count images that went through frozen layers."""
+        self._work.prefix_images += n_images
+
+    def _load_pixels(self, image_size: int, view: View | None, contents: Sequence[str]) -> Pixels:
         if (image_size, view) not in self._pixels:
-            files = {content: self.job.files[content] for content in contents or self.job.files}
             pixels = load_pixels(
                 self.job.store,
-                files,
+                {content: self.job.files[content] for content in contents},
                 size=image_size,
                 view=view,
                 n_workers=self._n_threads,
@@ -331,7 +452,7 @@ class Workbench:
         return self._rows[key]
 
 
-def open_worker_bench(job: Job) -> Workbench:
+def open_worker_bench(job: Job, elsewhere: Elsewhere | None = None) -> Workbench:
     """The workbench of a process that trains: its share of the cores, and of a GPU if it was given one."""
     job = at_this_host(job)
     torch.set_num_threads(job.n_threads)
@@ -339,15 +460,17 @@ def open_worker_bench(job: Job) -> Workbench:
     device = _open_device(job.device)
     if device.type == "cuda" and job.memory_fraction is not None:
         torch.cuda.set_per_process_memory_fraction(job.memory_fraction * GPU_SHARE_FOR_TRIALS, device)
-    return Workbench(job, device, SigningMeter())
+    return Workbench(job, device, SigningMeter(), elsewhere=elsewhere)
 
 
-def open_driver_bench(job: Job, meter: Meter) -> Workbench:
-    """The workbench of the process that conducts a search: all cores, and the first GPU if there is one."""
-    n_threads = len(os.sched_getaffinity(0))
+def open_driver_bench(
+    job: Job, meter: Meter, *, n_threads: int | None = None, elsewhere: Elsewhere | None = None
+) -> Workbench:
+    """The workbench of a process with all of a device: the cores, and the first GPU if there is one."""
+    n_threads = n_threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(n_threads)
     device = _open_device(job.device if torch.cuda.is_available() else "cpu")
-    return Workbench(job, device, meter, n_threads=n_threads)
+    return Workbench(job, device, meter, n_threads=n_threads, elsewhere=elsewhere)
 
 
 def _open_device(kind: Literal["cpu", "cuda"]) -> torch.device:

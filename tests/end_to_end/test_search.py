@@ -2,6 +2,7 @@
 
 import csv
 import json
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,7 @@ def test_what_was_done_is_said_of_each_trial(grid: Search) -> None:
         is_probe = trial["config"]["freeze"] == 1.0
         assert (did["trainable_tensors"] == 2) == is_probe  # the head's weight and bias
         assert did["cut"]
+        assert did["ran_on"] == [[f"{socket.gethostname()} cpu", n_epochs]]
 
 
 def test_shared_epochs_are_trained_once(grid: Search) -> None:

@@ -13,6 +13,7 @@ from tests.faults.conftest import Undisturbed
 from tests.faults.processes import PROBES, Running, Search, new_search, reported_twice, table_of
 from tests.wandb_files import read_offline_runs
 from tune_inat.errors import EXIT_INTERRUPTED
+from tune_inat.search import ENDING
 
 pytestmark = pytest.mark.end_to_end
 
@@ -58,6 +59,7 @@ def test_search_interrupted_in_each_phase_goes_on_and_ends_as_if_it_never_was(
         interrupt(running, how)
         assert running.wait(PROMPT_SECONDS) == EXIT_INTERRUPTED, f"{phase}: {running.text}"
         assert "Traceback" not in running.text, phase
+        assert running.text.count(ENDING) == 1, phase
         assert "Go on:  python -m tune_inat.search --space tiny.yaml" in running.text, phase
         if search.events():  # there was something to show
             assert search.summary["status"] == "INTERRUPTED"

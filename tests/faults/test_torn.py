@@ -8,10 +8,10 @@ import pytest
 
 from tests.benches import config_of, make_bench, numbers_of, reports_of
 from tune_inat.errors import UserError
-from tune_inat.features import ARRAY_FILE, PROGRESS_FILE
 from tune_inat.images import INDEX_FILE, PIXELS_FILE
 from tune_inat.ledger import LEDGER_FILE, Ledger
 from tune_inat.runs import IDENTITY_FILE, find_run_folder, held, keep_identity
+from tune_inat.shards import ARRAY_FILE, PROGRESS_FILE
 from tune_inat.store import ENTRY_FILE, STAMPS_FILE, Store
 from tune_inat.trial import EpochReport
 

@@ -1,0 +1,175 @@
+"""Frozen layers on several nodes: each image once in the cluster, the same bits on each, whoever is lost."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tests.benches import config_of, make_bench, write_images
+from tune_inat.config import TrialConfig
+from tune_inat.features import CutFeatures, open_features
+from tune_inat.job import Job
+from tune_inat.meter import Advance, SilentMeter
+from tune_inat.neighbours import Neighbours
+from tune_inat.places import this_host
+from tune_inat.prefixes import find_passes
+from tune_inat.spread import Spread, spread
+from tune_inat.store import CACHE_VARIABLE, Store
+from tune_inat.workbench import Workbench, open_worker_bench
+
+N_OF_EACH = 90  # images of three classes: five shards for two nodes
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("many"), n_of_each=N_OF_EACH)
+
+
+class Nodes:
+    NAMES = ("first", "second")
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder = folder
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        stack.callback(self.cluster.shutdown)
+        for name in self.NAMES:
+            self.add(name)
+        ray.init(self.cluster.address, log_to_driver=False)
+        stack.callback(ray.shutdown)
+
+    def add(self, name: str) -> Any:
+        """One more node, whose cache is the folder of this name."""
+        raylet = self.cluster.add_node(
+            num_cpus=1, env_vars={CACHE_VARIABLE: str(self.folder / name)}, object_store_memory=100 * 2**20
+        )
+        self.cluster.wait_for_nodes()
+        return raylet
+
+    def store(self, name: str) -> Store:
+        return Store(self.folder / name)
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """A head that takes no trials and two nodes that do, each with a cache of its own, on this machine."""
+    with ExitStack() as stack:
+        yield Nodes(tmp_path_factory.mktemp("nodes"), stack)
+
+
+def bench_on(images: Path, store: Store) -> Workbench:
+    """The workbench of the process that conducts a search with all that trials read kept."""
+    bench = make_bench(images, store)
+    bench.job = replace(bench.job, source=str(images), host=this_host())
+    return bench
+
+
+def features_of(bench: Workbench, configs: list[TrialConfig]) -> list[CutFeatures]:
+    return [cut for work in find_passes(bench, configs) for cut in work.cuts]
+
+
+class LosingMeter:
+    """Has something happen as soon as some images are done."""
+
+    def __init__(self, happen: Callable[[], None]) -> None:
+        self._happen: Callable[[], None] | None = happen
+
+    @contextmanager
+    def task(self, title: str, total: int | None, unit: str) -> Iterator[Advance]:
+        yield self._advance
+
+    def _advance(self, amount: int) -> None:
+        if self._happen is not None and amount:
+            self._happen()
+            self._happen = None
+
+
+CONFIGS = [config_of(freeze=0.5), config_of(freeze=1.0), config_of(freeze=0.5, augment="flip", views=2)]
+
+
+@pytest.fixture(scope="module")
+def alone(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    """A machine that has computed all by itself."""
+    bench = make_bench(many, Store(tmp_path_factory.mktemp("alone")))
+    bench.prepare(CONFIGS)
+    return bench
+
+
+@pytest.fixture(scope="module")
+def together(
+    nodes: Nodes, many: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Spread, Workbench, dict[str, list[str]]]:
+    """What two nodes have computed together, and what was in their caches then."""
+    root = tmp_path_factory.mktemp("driver")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(root))
+        bench = bench_on(many, Store(root))
+        done = spread(bench, CONFIGS, SilentMeter())
+    kept = {name: [path.parent.name for path, *_ in nodes.store(name).entries()] for name in nodes.NAMES}
+    return done, bench, kept
+
+
+def test_each_image_is_computed_once_in_the_whole_cluster(
+    together: tuple[Spread, Workbench, dict[str, list[str]]], alone: Workbench, nodes: Nodes
+) -> None:
+    done, bench, kept = together
+    assert done.notices == []
+    n_images, n_train = len(alone.job.files), len(alone.job.data.train.labels)
+    assert done.work.prefix_images == 2 * n_images + 2 * n_train == alone.take_work().prefix_images
+    assert done.work.pixels_decoded == n_images + 2 * n_train
+    # Nobody keeps what no trial will read: decoded images on the nodes, activations on the head.
+    assert {name: set(kinds) for name, kinds in kept.items()} == {name: {"features"} for name in nodes.NAMES}
+    assert not (bench.job.store.root / "features").exists()
+
+
+def test_all_nodes_have_the_bits_of_one_machine(
+    together: tuple[Spread, Workbench, dict[str, list[str]]], alone: Workbench, nodes: Nodes
+) -> None:
+    cuts = features_of(alone, CONFIGS)
+    assert len(cuts) == 4
+    for cut in cuts:
+        expected = open_features(alone.job.store, cut)
+        for name in nodes.NAMES:
+            assert np.array_equal(open_features(nodes.store(name), cut), expected)
+
+
+def test_node_that_joins_late_fetches_and_computes_nothing(
+    together: tuple[Spread, Workbench, dict[str, list[str]]], alone: Workbench, nodes: Nodes
+) -> None:
+    done, bench, _ = together
+    late = nodes.add("late")
+    pinned = NodeAffinitySchedulingStrategy(late.node_id, soft=False)
+    read = ray.remote(read_there).options(num_cpus=1, scheduling_strategy=pinned)
+    assert ray.get(read.remote(bench.job, done.neighbours, CONFIGS[:2])) == 0
+    nodes.cluster.remove_node(late)
+    for cut in features_of(alone, CONFIGS[:2]):
+        assert np.array_equal(open_features(nodes.store("late"), cut), open_features(alone.job.store, cut))
+
+
+def read_there(job: Job, neighbours: Neighbours, configs: list[TrialConfig]) -> int:
+    """What a trial does on a node; returns how many images it runs through frozen layers."""
+    bench = open_worker_bench(job, neighbours)
+    for config in configs:
+        bench.source(bench.network(config), config, "train")
+    return bench.take_work().prefix_images
+
+
+def test_node_that_is_lost_leaves_its_shards_to_others(
+    nodes: Nodes, many: Path, own_cache: Path, tmp_path: Path
+) -> None:
+    configs = [config_of(freeze=0.8, seed=1)]  # other random weights: nobody has these
+    alone = make_bench(many, Store(tmp_path / "alone"))
+    alone.prepare(configs)
+    doomed = nodes.add("doomed")
+    meter = LosingMeter(lambda: nodes.cluster.remove_node(doomed, allow_graceful=False))
+    done = spread(bench_on(many, Store(own_cache)), configs, meter)
+    assert any("was lost" in notice for notice in done.notices)
+    (cut,) = features_of(alone, configs)
+    for name in nodes.NAMES:
+        assert np.array_equal(open_features(nodes.store(name), cut), open_features(alone.job.store, cut))

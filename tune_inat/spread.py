@@ -1,0 +1,371 @@
+"""The pass through frozen layers on all nodes of a cluster: each image once, then on each node's disk."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+from ray import ObjectRef
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tune_inat.config import TrialConfig
+from tune_inat.errors import UserError
+from tune_inat.frozen import STORED_TYPE
+from tune_inat.handout import ASSUMED_FLOPS_RATE, Handout, Rates, ShardCost
+from tune_inat.job import Job
+from tune_inat.keeper import THREADS, Arrays, Keeper
+from tune_inat.meter import Meter, SilentMeter
+from tune_inat.neighbours import Neighbours, hand_out_weights
+from tune_inat.places import Caches, at_this_host
+from tune_inat.prefixes import PrefixPass, compute_shard, find_passes
+from tune_inat.shards import Shard, cut_into_shards
+from tune_inat.workbench import Work, Workbench, open_driver_bench
+
+LOST_CACHE = "its cache was lost"
+LOOK_SECONDS = 0.5  # between two looks, for Ctrl-C to come through
+
+
+@dataclass(frozen=True)
+class TrialNode:
+    """A node that takes trials: its devices work for the pass, one process on each."""
+
+    node_id: str
+    host: str
+    n_devices: int
+    cpus: int  # of each process
+    gpus: int
+
+
+@dataclass
+class Spread:
+    """What a pass over the nodes left.
+
+    Attributes:
+        neighbours: what trials can have from other nodes.
+        is_here: whether the machine that conducts the search takes trials.
+        work: what all nodes have done, together.
+        notices: what the user must be told.
+    """
+
+    neighbours: Neighbours
+    is_here: bool
+    work: Work = field(default_factory=Work)
+    notices: list[str] = field(default_factory=list)
+
+
+def trial_nodes(nodes: Sequence[Mapping[str, Any]], *, cpus: int, device: str) -> list[TrialNode]:
+    """Of the nodes, as Ray describes them, those that are up and have room for a trial.
+
+    Args:
+        cpus: of a trial.
+        device: what it computes on, `cpu` or `cuda`.
+    """
+    found = []
+    for node in nodes:
+        n_cpus, n_gpus = (int(node["Resources"].get(name, 0)) for name in ("CPU", "GPU"))
+        if not node["Alive"] or n_cpus < cpus or (device == "cuda" and n_gpus == 0):
+            continue
+        n_devices = n_gpus if device == "cuda" else 1
+        gpus = 1 if device == "cuda" else 0
+        share = max(1, n_cpus // n_devices)
+        found.append(TrialNode(node["NodeID"], node["NodeManagerHostname"], n_devices, share, gpus))
+    return found
+
+
+def spread(bench: Workbench, configs: Sequence[TrialConfig], meter: Meter) -> Spread:
+    """Compute what these trials will read, where it is kept, and bring it to each node that takes trials.
+
+    Where that is the machine that conducts the search alone, it does so itself.
+
+    Raises:
+        UserError: a node cannot get at the images.
+    """
+    job = bench.job
+    rates = Rates(ASSUMED_FLOPS_RATE[job.device])
+    nodes = trial_nodes(ray.nodes(), cpus=job.n_threads, device=job.device)  # type: ignore[no-untyped-call]
+    here = ray.get_runtime_context().get_node_id()
+    neighbours = Neighbours(Caches.of(job), hand_out_weights(bench, configs), rates)
+    spread = Spread(neighbours, is_here=any(node.node_id == here for node in nodes))
+    if [node.node_id for node in nodes] == [here]:
+        bench.prepare(configs)
+    elif job.reuse:
+        passes = find_passes(bench, configs)
+        bench.rest()
+        if passes and nodes:
+            _Fleet(job, nodes, spread, meter).run(passes)
+    return spread
+
+
+class Computer:
+    """Runs frozen layers on a device that it has to itself, in a process of its own."""
+
+    def __init__(self, job: Job, neighbours: Neighbours, n_threads: int) -> None:
+        self._job, self._neighbours, self._n_threads = job, neighbours, n_threads
+        self._bench: Workbench | None = None
+
+    def open(self) -> None:
+        """Bring the images to this node.
+
+        Raises:
+            DataError: it cannot get at them.
+        """
+        self._bench = open_driver_bench(
+            at_this_host(self._job), SilentMeter(), n_threads=self._n_threads, elsewhere=self._neighbours
+        )
+
+    def compute(self, work: PrefixPass, shard: Shard) -> tuple[list[Any], tuple[float, Work]]:
+        """The activations of a shard at each cut; and the seconds and the work that they took."""
+        assert self._bench is not None, "it was opened"
+        started = time.perf_counter()
+        parts = compute_shard(self._bench, work, shard)
+        return parts, (time.perf_counter() - started, self._bench.take_work())
+
+
+@dataclass
+class _Place:
+    """A cache, the process that keeps it, and those that compute for it."""
+
+    keeper: Any
+    nodes: list[TrialNode]
+    n_computers: int = 0
+    idle: list[Any] = field(default_factory=list)  # computers
+    can_compute: bool = True
+
+    @property
+    def host(self) -> str:
+        return self.nodes[0].host
+
+
+class _Fleet:
+    """The processes that work for a pass, wherever they run."""
+
+    def __init__(self, job: Job, nodes: Sequence[TrialNode], spread: Spread, meter: Meter) -> None:
+        self._job, self._nodes, self._spread, self._meter = job, nodes, spread, meter
+        self._rates = spread.neighbours.rates
+        self._places: dict[str, _Place] = {}
+        self._actors: list[Any] = []
+        self._opening: dict[Any, Callable[[], None]] = {}  # answers that are awaited, whatever the pass
+        self._awaited: dict[Any, Callable[[], None]] = {}  # those of the pass
+        self._has_computers = False
+        self._handout = Handout((), self._rates)
+        self._advance: Callable[[int], None] = lambda shard: None
+
+    def run(self, passes: Sequence[PrefixPass]) -> None:
+        """All passes, one after the other."""
+        try:
+            self._find_places()
+            for work in passes:
+                self._pass(work)
+        finally:
+            for actor in self._actors:
+                with suppress(RayError):
+                    ray.kill(actor)
+
+    def _find_places(self) -> None:
+        """A keeper for each cache: nodes may share one."""
+        caches = self._spread.neighbours.caches
+        options = {"num_cpus": 0, "max_concurrency": THREADS}
+        keepers = [(node, self._start(Keeper, node, options, caches)) for node in self._nodes]
+        answers = [(node, keeper, keeper.place.remote()) for node, keeper in keepers]
+        for node, keeper, answer in answers:
+            try:
+                name = ray.get(answer)
+            except RayError as error:
+                self._tell(node.host, "its process for the cache did not start", error)
+                continue
+            if name in self._places:
+                self._places[name].nodes.append(node)
+            else:
+                self._places[name] = _Place(keeper, [node])
+
+    def _start(self, kind: type, node: TrialNode, options: Mapping[str, Any], *arguments: Any) -> Any:
+        pinned = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+        actor: Any = ray.remote(kind).options(scheduling_strategy=pinned, **options).remote(*arguments)
+        self._actors.append(actor)
+        return actor
+
+    def _start_computers(self) -> None:
+        """A computer for each device, once there is something to compute."""
+        self._has_computers = True
+        job = ray.put(self._job)
+        for name, place in self._places.items():
+            for node in place.nodes:
+                options = {"num_cpus": node.cpus, "num_gpus": node.gpus}
+                for _ in range(node.n_devices):
+                    computer = self._start(Computer, node, options, job, self._spread.neighbours, node.cpus)
+                    place.n_computers += 1
+                    ref = computer.open.remote()
+                    self._opening[ref] = partial(self._opened, ref, name, computer)
+
+    # ---- one pass
+
+    def _pass(self, work: PrefixPass) -> None:
+        n_devices = sum(node.n_devices for node in self._nodes)
+        row_bytes = sum(work.row_bytes)
+        shards = cut_into_shards(work.n_rows, bytes_per_row=row_bytes, n_devices=n_devices)
+        costs = [ShardCost(len(shard) * row_bytes, len(shard) * work.row_flops) for shard in shards]
+        self._handout = Handout(costs, self._rates)
+        dtype = np.dtype(STORED_TYPE[work.cuts[0].precision][0]).str
+        arrays = Arrays(tuple(cut.key for cut in work.cuts), work.n_rows, work.row_bytes, dtype)
+        for name, place in self._places.items():
+            ref = place.keeper.begin.remote(arrays, shards)
+            self._awaited[ref] = partial(self._begun, ref, name)
+        title = f"Frozen layers up to {work.cuts[-1].cut} on {len(self._places)} nodes"
+        with self._meter.task(title, work.n_rows * len(work.cuts), "images") as advance:
+            self._advance = lambda shard: advance(len(shards[shard]) * len(work.cuts))
+            while self._awaited or (self._opening and not self._handout.is_done):
+                waited = [*self._awaited, *self._opening]
+                ready, _ = ray.wait(waited, num_returns=1, timeout=LOOK_SECONDS)
+                for ref in ready:
+                    (self._awaited if ref in self._awaited else self._opening).pop(ref)()
+                self._hand_out(work, shards, costs)
+
+    def _hand_out(self, work: PrefixPass, shards: Sequence[Shard], costs: Sequence[ShardCost]) -> None:
+        """Give all that are idle something to do."""
+        handout = self._handout
+        if not handout.is_done and not self._has_computers:
+            self._start_computers()
+        for name in handout.places:
+            place = self._places[name]
+            while (fetched := handout.next_to_fetch(name)) is not None:
+                number, source = fetched
+                rows = self._places[source].keeper.read.remote(number)
+                ref = place.keeper.keep.remote(number, [rows])
+                self._awaited[ref] = partial(self._fetched, ref, name, number, costs[number])
+            while place.idle and (chosen := handout.next_to_compute(name)) is not None:
+                computer = place.idle.pop()
+                parts, told = computer.compute.options(num_returns=2).remote(work, shards[chosen])
+                answer = partial(self._computed, told, parts, name, computer, chosen, costs[chosen])
+                self._awaited[told] = answer
+
+    def _begun(self, ref: ObjectRef[Any], name: str) -> None:
+        try:
+            there = ray.get(ref)
+        except RayError as error:
+            self._lose(name, LOST_CACHE, error)
+            return
+        if there is None:
+            self._spread.notices.append(
+                f"Node {self._places[name].host} has no room for the activations of the frozen layers: "
+                "trials there run those layers in every epoch."
+            )
+            return
+        is_new = [self._handout.is_new(number) for number in there]
+        self._handout.add(name, there)
+        if not self._places[name].can_compute:
+            self._handout.lose_devices(name)
+        for number, new in zip(there, is_new, strict=True):
+            if new:
+                self._advance(number)
+        self._finish_if_whole(name)
+
+    def _opened(self, ref: ObjectRef[Any], name: str, computer: Any) -> None:
+        try:
+            ray.get(ref)
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from error
+            self._lose_computer(name, error)
+        except RayError as error:
+            self._lose_computer(name, error)
+        else:
+            if name in self._places:
+                self._places[name].idle.append(computer)
+
+    def _computed(
+        self,
+        told: ObjectRef[Any],
+        parts: ObjectRef[Any],
+        name: str,
+        computer: Any,
+        number: int,
+        cost: ShardCost,
+    ) -> None:
+        try:
+            seconds, work = ray.get(told)
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from error
+            self._handout.fail_to_compute(name, number)
+            self._lose_computer(name, error)
+            return
+        except RayError as error:
+            self._handout.fail_to_compute(name, number)
+            self._lose_computer(name, error)
+            return
+        self._rates.note_computing(cost.flops, seconds)
+        self._spread.work.prefix_images += work.prefix_images
+        self._spread.work.pixels_decoded += work.pixels_decoded
+        if name in self._places:
+            ref = self._places[name].keeper.keep.remote(number, [parts])
+            self._awaited[ref] = partial(self._kept, ref, name, computer, number)
+
+    def _kept(self, ref: ObjectRef[Any], name: str, computer: Any, number: int) -> None:
+        try:
+            ray.get(ref)
+        except RayError as error:
+            self._lose(name, LOST_CACHE, error)
+            return
+        if name in self._places:
+            self._places[name].idle.append(computer)
+            self._have(name, number)
+
+    def _fetched(self, ref: ObjectRef[Any], name: str, number: int, cost: ShardCost) -> None:
+        try:
+            seconds = ray.get(ref)
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):  # its disk
+                self._lose(name, LOST_CACHE, error)
+            else:
+                self._handout.fail_to_fetch(name, number)
+        except RayError as error:
+            self._lose(name, LOST_CACHE, error)
+        else:
+            self._rates.note_fetching(cost.n_bytes, seconds)
+            self._have(name, number)
+
+    def _have(self, name: str, number: int) -> None:
+        if self._handout.is_new(number):
+            self._advance(number)
+        self._handout.have(name, number)
+        self._finish_if_whole(name)
+
+    def _finish_if_whole(self, name: str) -> None:
+        if name in self._handout.places and not self._handout.misses(name):
+            ref = self._places[name].keeper.finish.remote()
+            self._awaited[ref] = partial(self._finished, ref, name)
+
+    def _finished(self, ref: ObjectRef[Any], name: str) -> None:
+        try:
+            ray.get(ref)
+        except RayError as error:
+            self._lose(name, LOST_CACHE, error)
+
+    # ---- what is lost
+
+    def _lose(self, name: str, what: str, error: RayError) -> None:
+        """A place is gone: what it was at goes to others."""
+        self._handout.lose(name)
+        place = self._places.pop(name, None)
+        if place is not None:
+            self._tell(place.host, what, error)
+
+    def _lose_computer(self, name: str, error: RayError) -> None:
+        place = self._places.get(name)
+        if place is None:
+            return
+        place.n_computers -= 1
+        if place.n_computers == 0:
+            place.can_compute = False
+            self._handout.lose_devices(name)
+        self._tell(place.host, "a process that ran frozen layers was lost", error)
+
+    def _tell(self, host: str, what: str, error: RayError) -> None:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        self._spread.notices.append(f"Node {host}: {what} ({reason}). Others take over what it was at.")
