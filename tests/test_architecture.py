@@ -20,11 +20,12 @@ likeness pictures remote bucket lease mirror elsewhere contents devices cuts ori
 notebook progress images shards facts splits audit data
 recipe weights architectures backbone freeze graph convolutions tracing
 states shared_states wandb_files wandb_faults wandb_charts wandb_runs wandb_writer tracking
-frozen features sources leaderboard onnx_export export model_card labelled predict storages
-job places network plan workbench prefixes steps probe figures sharing workload forecast trial precision
+frozen features sources leaderboard onnx_export export model_card labelled predict
+storages job places network plan workbench prefixes steps probe figures sharing workload forecast
+trial precision
 inputs summary outcome
- handout keeper neighbours spread cluster nodes
- failures searchers queue families housekeeping watcher tuning preparation
+handout keeper neighbours spread cluster nodes losses
+failures searchers queue families housekeeping watcher tuning preparation
 report_predictions report_facts report_page report_study report_charts report_lead report_sections
 report_model report
 comparison results examination conclusion remaining conduct search
@@ -39,7 +40,9 @@ ROOMS = {
             "neighbours",
             "spread",
             "housekeeping",
+            "losses",
             "failures",
+            "examination",
             "searchers",
             "families",
             "watcher",

@@ -11,3 +11,11 @@ def test_devices_are_those_of_the_nodes_that_are_up() -> None:
         {"Alive": False, "Resources": {"CPU": 64.0}},
     ]
     assert cluster_of(nodes) == Cluster(12, 2, (Node(4, 0), Node(8, 2)))
+
+
+def test_devices_are_those_of_the_machines_that_come_on_demand_where_these_are_more() -> None:
+    head = [{"Alive": True, "Resources": {"CPU": 0.0}}]
+    workers = [Node(4, 1), Node(4, 1)]
+    assert cluster_of(head, workers) == Cluster(8, 2, (Node(4, 1), Node(4, 1)))
+    up = [{"Alive": True, "Resources": {"CPU": 16.0, "GPU": 4.0}}]
+    assert cluster_of(up, workers) == Cluster(16, 4, (Node(16, 4),))

@@ -10,7 +10,7 @@ from tune_inat.settings import SearchSettings
 from tune_inat.space import shipped_spaces
 
 TEXT = README.read_text()
-COMMANDS = re.findall(r"python -m tune_inat\.(\w+)((?: [^\n`#]*)?)", TEXT)
+COMMANDS = re.findall(r"python -m tune_inat\.(\w+)((?: [^\n`#]*)?)", TEXT.replace("\\\n", " "))
 
 
 @pytest.mark.parametrize("row", [*parameter_rows(), *option_rows()])

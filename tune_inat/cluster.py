@@ -63,15 +63,37 @@ def keep_keys_out_of_commands() -> None:
     }
 
 
-def cluster_of(nodes: Sequence[Mapping[str, Any]]) -> Cluster:
-    """The devices of the nodes that are up, as Ray describes them."""
-    machines = tuple(
+def cluster_of(nodes: Sequence[Mapping[str, Any]], on_demand: Sequence[Node] = ()) -> Cluster:
+    """The devices of the nodes that are up, as Ray describes them; or of those that would come on demand.
+
+    Args:
+        on_demand: all machines that the cluster may start, those that are up among them.
+    """
+    up = tuple(
         Node(n_cpus=int(node["Resources"].get("CPU", 0)), n_gpus=int(node["Resources"].get("GPU", 0)))
         for node in nodes
         if node["Alive"]
     )
-    n_cpus, n_gpus = sum(node.n_cpus for node in machines), sum(node.n_gpus for node in machines)
+    machines = max(up, tuple(on_demand), key=_devices_of)
+    n_gpus, n_cpus = _devices_of(machines)
     return Cluster(n_cpus, n_gpus, machines)
+
+
+def _devices_of(machines: Sequence[Node]) -> tuple[int, int]:
+    """GPUs and CPU cores."""
+    return sum(node.n_gpus for node in machines), sum(node.n_cpus for node in machines)
+
+
+def _on_demand() -> tuple[Node, ...]:
+    """The machines with devices that Ray's autoscaler may start, as it has told the cluster; perhaps none."""
+    config = ray._private.state.state.get_cluster_config()
+    if config is None:
+        return ()
+    kinds = [
+        (Node(n_cpus=int(group.resources.get("CPU", 0)), n_gpus=int(group.resources.get("GPU", 0))), group)
+        for group in config.node_group_configs
+    ]
+    return tuple(node for node, group in kinds if node.n_cpus > 0 for _ in range(group.max_count))
 
 
 @contextmanager
@@ -103,7 +125,8 @@ def ray_session(address: str | None, *, n_gpus: int | None = None) -> Iterator[C
         listen_again()
         if failure:
             raise _why_no_ray(address, failure[0]) from failure[0]
-        return cluster_of(ray.nodes())  # type: ignore[no-untyped-call]
+        on_demand = () if address is None else _on_demand()
+        return cluster_of(ray.nodes(), on_demand)  # type: ignore[no-untyped-call]
 
     for earlier in _sessions:
         earlier.join()

@@ -34,6 +34,7 @@ class FamilySearcher(Searcher):
         seconds: what a trial should take, by its id: the longest goes first. Without it, and among equals,
             the order is the proposer's.
         tries: is told of each failure.
+        has_lost_machine: whether a try, by Tune's id, that has failed did so because its machine is gone.
         is_over: whether the search is being ended. Then no more trials are handed out, and of one that ends
             short its proposer is not told, so that it comes again when the search goes on.
     """
@@ -49,11 +50,13 @@ class FamilySearcher(Searcher):
         reuse: bool = True,
         seconds: Mapping[str, float] | None = None,
         tries: Tries | None = None,
+        has_lost_machine: Callable[[str], bool] = lambda try_id: False,
         is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(metric=metric, mode=tune_mode(goal))
         self._max_concurrent = max_concurrent
         self._tries = tries or Tries()
+        self._has_lost_machine = has_lost_machine
         self._proposer = proposer
         self._n_ahead = n_ahead
         self._goal = goal
@@ -124,7 +127,8 @@ class FamilySearcher(Searcher):
         trial = self._running.pop(trial_id)
         is_final = trial.trial_id in self._cannot_succeed
         has_failed = error or is_final
-        if has_failed and self._tries.fail(trial.trial_id, is_final=is_final):
+        is_lost = error and not is_final and self._has_lost_machine(trial_id)
+        if has_failed and self._tries.fail(trial.trial_id, is_final=is_final, has_lost_machine=is_lost):
             self._waiting.give_back(trial)
             return
         self._waiting.release(trial)

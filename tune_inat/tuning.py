@@ -27,6 +27,7 @@ from tune_inat.job import Job
 from tune_inat.leaderboard import Effort
 from tune_inat.ledger import Ledger, TrialRecord
 from tune_inat.life import heard_by
+from tune_inat.losses import Losses
 from tune_inat.metrics import is_better
 from tune_inat.objective import Metric
 from tune_inat.plan import PlannedTrial
@@ -113,6 +114,7 @@ def run_trials(
             run.early_stopping, run.longest, Metric(job.metric, job.goal), finished=run.finished
         )
         ending.begin()
+        losses = Losses()
         searcher = FamilySearcher(
             proposer,
             metric=job.metric,
@@ -122,6 +124,7 @@ def run_trials(
             reuse=job.reuse,
             seconds=run.trial_seconds if is_order_free(run) else {},
             tries=run.tries,
+            has_lost_machine=losses.has_lost_machine,
             is_over=ending.is_over,
         )
         limited = ConcurrencyLimiter(searcher, devices.max_concurrent)
@@ -146,14 +149,14 @@ def run_trials(
             tune_config=tune.TuneConfig(
                 search_alg=limited,
                 scheduler=scheduler,
-                num_samples=run.n_trials * (1 + run.tries.max_failures),  # each try is one to Tune
+                num_samples=run.n_trials * run.tries.most,  # each try is one to Tune
                 reuse_actors=True,  # its own time_budget_s goes by the clock on the wall, which may jump
             ),
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=str(scratch),
                 verbose=0,
-                callbacks=[watcher, *callbacks],
+                callbacks=[losses, watcher, *callbacks],
                 progress_reporter=SilentReporter(),
             ),
         )

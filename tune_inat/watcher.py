@@ -19,6 +19,8 @@ from tune_inat.ledger import Ledger, Status
 from tune_inat.trial import ROW_NAMES
 from tune_inat.tries import Tries
 
+LOST_MACHINE = "the machine that it ran on was lost."
+
 
 @dataclass(frozen=True)
 class LiveTrial:
@@ -148,6 +150,8 @@ class Watcher(tune.Callback):
             self.on_trial_start(iteration, trials, trial)
         n_killed = self._kills.take()
         known = self._known.pop(trial_id, None)
+        if known is None and self._tries.has_lost_machine(trial_id):
+            known = LOST_MACHINE
         folder = Path(trial.local_path)
         self._fail(trial_id, read_failure(folder, n_killed=n_killed) if known is None else Failure(known))
 

@@ -85,8 +85,22 @@ def disk_gigabytes(instance: dict[str, Any], boto3: Any) -> list[int]:
     return [volume["Size"] for volume in described]
 
 
-def test_ray_takes_the_file(settings: dict[str, Any]) -> None:
+def test_ray_takes_the_files(settings: dict[str, Any]) -> None:
     validate_config(prepare_config(settings))
+    validate_config(prepare_config(own_machines()))
+
+
+def own_machines() -> dict[str, Any]:
+    read: dict[str, Any] = yaml.safe_load((FILE.parent / "own_machines.yaml").read_text())
+    return read
+
+
+def test_machines_of_ones_own_are_set_up_as_those_of_aws(settings: dict[str, Any]) -> None:
+    own = own_machines()
+    assert own["file_mounts"] == settings["file_mounts"]
+    assert own["setup_commands"][0] == settings["setup_commands"][0]
+    assert own["setup_commands"][2:] == settings["setup_commands"][2:]
+    assert "--dashboard-host=127.0.0.1" in "\n".join(own["head_start_ray_commands"])
 
 
 def test_machines_come_up_on_demand_and_spot_with_room_for_the_cache(

@@ -20,13 +20,12 @@ from tests.readme import README
 
 REPOSITORY = README.parent
 SUBNET = "10.79.0"
-BED = f"ti{os.getpid()}"  # begins the names of links and namespaces: a bed that was killed is in nobody's way
+TAG = f"ti{os.getpid():x}"  # in names that the whole machine knows: beds of two processes do not meet
 TOOLS = ("ip", "unshare", "nsenter", "sshd", "ssh", "ssh-keygen", "rsync")
 OWN_PLACES = ("/root", "/tmp", "/run")  # of each node
 WAIT_SECONDS = 20.0
 SSHD_CONFIG = """\
 Port 22
-ListenAddress {address}
 HostKey {keys}/host
 PermitRootLogin prohibit-password
 PasswordAuthentication no
@@ -54,6 +53,8 @@ for place in {kept}; do mkdir -p "$place"; mount --rbind /mnt/$n "$place"; n=$((
 mkdir -p /run/sshd
 printf '127.0.0.1 localhost\\n{address} {name}\\n' > /run/hosts
 mount --bind /run/hosts /etc/hosts
+sed 's/^root:\\(.*\\)$/root:\\1\\n{user}:\\1/' /etc/passwd > /run/passwd
+mount --bind /run/passwd /etc/passwd
 cd /root
 exec {command}
 """
@@ -83,8 +84,8 @@ class Node:
 
     @property
     def link(self) -> str:
-        """What the real machine calls its cable, and its network namespace."""
-        return _link(self.address)
+        """The name of its cable's other end."""
+        return f"{TAG}-{self.address.rpartition('.')[2]}"
 
     @property
     def pid(self) -> int:
@@ -123,13 +124,17 @@ class Node:
         """Pull the network cable."""
         _ip("link", "set", self.link, "down")
 
+    def plug_in(self) -> None:
+        """Put it back."""
+        _ip("link", "set", self.link, "up")
+
     def power_off(self) -> None:
         """End all of its processes at once."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         self.process.wait(WAIT_SECONDS)
         _ip("link", "del", self.link, check=False)
-        _ip("netns", "del", self.link, check=False)
+        _ip("netns", "del", f"{TAG}-{self.name}", check=False)
 
 
 @dataclass
@@ -138,6 +143,8 @@ class TestBed:
 
     folder: Path
     nodes: dict[str, Node] = field(default_factory=dict)
+    subnet: str = SUBNET
+    user: str = "admin"  # another name of root, as images have it
 
     __test__ = False  # not a test, whatever pytest makes of the name
 
@@ -145,45 +152,54 @@ class TestBed:
     def shared(self) -> Path:
         return self.folder / "shared"
 
-    def add(self, name: str, last: int, *, has_sshd: bool = True) -> Node:
-        """Switch on one more machine, with the address SUBNET.last."""
-        address, folder, keys = f"{SUBNET}.{last}", self.folder / name, self.folder / "keys"
+    def add(
+        self, name: str, last: int, *, has_sshd: bool = True, key: str | None = None, also: str | None = None
+    ) -> Node:
+        """Switch on one more machine, with the address SUBNET.last.
+
+        Args:
+            key: who may log in; the laptop's own key, if not given.
+            also: one more address, of any network.
+        """
+        address, folder, keys = f"{self.subnet}.{last}", self.folder / name, self.folder / "keys"
         for place in ("root/.ssh", "tmp"):
-            (folder / place).mkdir(parents=True)
+            (folder / place).mkdir(parents=True, exist_ok=True)
         (folder / "tmp").chmod(0o1777)
         (folder / "root" / ".ssh").chmod(0o700)
-        shutil.copy(keys / "id.pub", folder / "root" / ".ssh" / "authorized_keys")
-        (folder / "sshd_config").write_text(SSHD_CONFIG.format(address=address, keys=keys))
-        link = _link(address)
-        _ip("netns", "add", link)
-        _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", link)
-        _ip("link", "set", link, "master", BED, "up")
-        _ip("-n", link, "addr", "add", f"{address}/24", "dev", "eth0")
-        for device in ("lo", "eth0"):
-            _ip("-n", link, "link", "set", device, "up")
+        (folder / "root" / ".ssh" / "authorized_keys").write_text(key or (keys / "id.pub").read_text())
+        (folder / "sshd_config").write_text(SSHD_CONFIG.format(keys=keys))
+        _ip("netns", "add", f"{TAG}-{name}")
+        _ip("link", "add", f"{TAG}-{last}", "type", "veth", "peer", "name", "eth0", "netns", f"{TAG}-{name}")
+        _ip("link", "set", f"{TAG}-{last}", "master", TAG, "up")
+        _ip("-n", f"{TAG}-{name}", "addr", "add", f"{address}/24", "dev", "eth0")
+        for link in ("lo", "eth0"):
+            _ip("-n", f"{TAG}-{name}", "link", "set", link, "up")
+        if also is not None:
+            _ip("-n", f"{TAG}-{name}", "addr", "add", f"{also}/32", "dev", "eth0")
+        _ip("-n", f"{TAG}-{name}", "route", "add", "default", "dev", "eth0")  # whoever answers on the bridge
         sshd = f"{shutil.which('sshd', path='/usr/sbin')} -D -e -f {folder}/sshd_config"
         script = START.format(
             name=name,
             root=folder,
             address=address,
+            user=self.user,
             kept=" ".join(self._kept()),
-            command=sshd if has_sshd else "sleep infinity",
+            command=sshd if has_sshd else "sh -c 'echo listening; exec sleep infinity'",
         )
         spaces = ["unshare", "--mount", "--pid", "--fork", "--uts", "--ipc", "--propagation", "private"]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
-                ["ip", "netns", "exec", link, *spaces, "bash", "-c", script],
+                ["ip", "netns", "exec", f"{TAG}-{name}", *spaces, "bash", "-c", script],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
         node = self.nodes[name] = Node(name, address, folder, process)
-        if has_sshd:
-            self._await_sshd(node)
+        self._await_start(node)
         return node
 
-    def _await_sshd(self, node: Node) -> None:
+    def _await_start(self, node: Node) -> None:
         deadline = time.monotonic() + WAIT_SECONDS
         while "listening" not in node.log():
             assert time.monotonic() < deadline, f"{node.name}: {node.log()}"
@@ -202,37 +218,38 @@ def site_places() -> list[str]:
 
 
 @contextmanager
-def test_bed(folder: Path, *, workers: int) -> Iterator[TestBed]:
-    """A laptop, a head and some workers; all of it is gone at the end."""
-    bed = TestBed(folder)
+def test_bed(folder: Path, *, workers: int, **settings: str) -> Iterator[TestBed]:
+    """A laptop, a head and some workers, or the laptop alone; all of it is gone at the end.
+
+    Args:
+        settings: of the bed, see `TestBed`.
+    """
+    bed = TestBed(folder, **settings)  # type: ignore[arg-type]
     (folder / "keys").mkdir(parents=True)
     bed.shared.mkdir()
     for name in ("id", "host"):
         subprocess.run(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "keys" / name)], check=True
         )
-    _ip("link", "add", BED, "type", "bridge")
+    _ip("link", "add", TAG, "type", "bridge")
     try:
-        _ip("link", "set", BED, "up")
-        laptop = bed.add("laptop", 10, has_sshd=False)
+        _ip("link", "set", TAG, "up")
+        laptop = bed.add("laptop", 250, has_sshd=False)
         key = laptop.folder / "root" / ".ssh" / "ray_key"
         shutil.copy(folder / "keys" / "id", key)
         key.chmod(0o600)
-        bed.add("head", 11)
+        if workers > 0:
+            bed.add("head", 11)
         for number in range(workers):
             bed.add(f"worker{number + 1}", 12 + number)
         yield bed
     finally:
-        for node in bed.nodes.values():
+        for node in list(bed.nodes.values()):
             node.power_off()
-        _ip("link", "del", BED, check=False)
+        _ip("link", "del", TAG, check=False)
 
 
 test_bed.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for a test
-
-
-def _link(address: str) -> str:
-    return f"{BED}-{address.rpartition('.')[2]}"
 
 
 def _ip(*words: str, check: bool = True) -> None:
