@@ -13,17 +13,19 @@ PACKAGE = Path(tune_inat.__file__).parent
 # From the ground up. A module may import those of lower lines, and those before it on its own line.
 FLOORS = """
 interrupts errors config meter life objective wording distributions yaml_lines disk private scratch
-tries ending hangs micro_batches
+tries ending hangs micro_batches packing mps
 sweep_schema sweep parameters sweep_report space
 store settings runs rows ledger metrics significance calibration augment folders download archive
-likeness pictures remote contents devices cuts origins standings tables board notebook progress
+likeness pictures remote contents pretended devices slots cuts origins standings tables gpu_lines board
+notebook progress
 images facts splits audit data
 recipe weights architectures backbone freeze graph convolutions tracing
 states wandb_files wandb_faults wandb_charts wandb_runs wandb_writer tracking
 frozen features sources leaderboard onnx_export export model_card labelled predict
 job places network plan workbench steps probe figures sharing workload forecast trial precision
+rehearsal gauge shares
 inputs summary outcome
-cluster nodes failures searchers families housekeeping watcher tuning preparation
+cluster nodes gauges failures searchers families housekeeping watcher tuning preparation
 report_predictions report_facts report_page report_study report_charts report_lead report_sections
 report_model report
 comparison results conclusion conduct search
@@ -31,7 +33,17 @@ comparison results conclusion conduct search
 ORDER = FLOORS.split()
 ROOMS = {
     "ray": {
-        *("cluster", "nodes", "housekeeping", "failures", "searchers", "families", "watcher", "tuning"),
+        *(
+            "cluster",
+            "nodes",
+            "gauges",
+            "housekeeping",
+            "failures",
+            "searchers",
+            "families",
+            "watcher",
+            "tuning",
+        ),
         "tracking",
     },
     "wandb": {"tracking", "wandb_writer", "wandb_files", "wandb_charts"},

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from tune_inat.forecast import Forecast
     from tune_inat.preparation import Preparation
     from tune_inat.searchers import Proposer
+    from tune_inat.shares import Measures
     from tune_inat.tracking import WandbTracker
     from tune_inat.workbench import Workbench
 
@@ -213,18 +214,27 @@ class _Conductor:
     def foresee(self) -> dict[str, Any]:
         """The plan of what is left, as JSON; nothing is trained or written but what was measured for it."""
         self._say_notices()
-        with self._terminal.task("Planning", None, ""):
+        with ExitStack() as session, self._terminal.task("Planning", None, ""):
             from tune_inat.cluster import ray_session
             from tune_inat.preparation import START_SECONDS, this_machine
 
             if self._settings.address is None:
                 cluster = this_machine()
             else:
-                with ray_session(self._settings.address) as wait_for_cluster:
-                    cluster = wait_for_cluster()
+                cluster = session.enter_context(ray_session(self._settings.address))()
             preparation = self._prepare(self._n_left())
-            forecast, _ = preparation.foresee(cluster, seconds_so_far=START_SECONDS)
+            forecast, _ = preparation.foresee(
+                cluster, seconds_so_far=START_SECONDS, measures=self._measures()
+            )
         return forecast.to_json()
+
+    def _measures(self) -> "Measures | None":
+        """What measures the GPUs of a cluster's nodes; of this machine, it is the preparation's own."""
+        if self._settings.address is None:
+            return None
+        from tune_inat.gauges import cluster_gauge
+
+        return cluster_gauge
 
     # ---- the trials
 
@@ -308,7 +318,9 @@ class _Conductor:
 
                 preparation = self._prepare(n_left)
                 self._forecast, devices = preparation.foresee(
-                    cluster(), seconds_so_far=time.monotonic() - self._started
+                    cluster(),
+                    seconds_so_far=time.monotonic() - self._started,
+                    measures=self._measures(),
                 )
             if self._is_to_begin_anew:
                 _begin_anew(self._folder, self._ledger)
@@ -342,6 +354,7 @@ class _Conductor:
                     ending=ending,
                     tries=tries,
                     trial_seconds=costs,
+                    cluster=cluster,
                 )
                 run_trials(
                     run,

@@ -11,6 +11,7 @@ from tune_inat.metrics import is_better
 from tune_inat.objective import Goal
 from tune_inat.plan import PlannedTrial
 from tune_inat.searchers import Proposer, tune_mode
+from tune_inat.slots import Slots
 from tune_inat.tries import Tries
 
 FAILURE = "failure"  # in a trial's last report: why it fails, now and whenever it is tried again
@@ -32,6 +33,7 @@ class FamilySearcher(Searcher):
         tries: is told of each failure.
         is_over: whether the search is being ended. Then no more trials are handed out, and of one that ends
             short its proposer is not told, so that it comes again when the search goes on.
+        slots: where trials run, if that is not the same for all; each gets one as its `place`.
     """
 
     def __init__(
@@ -45,9 +47,11 @@ class FamilySearcher(Searcher):
         reuse: bool = True,
         tries: Tries | None = None,
         is_over: Callable[[], bool] = lambda: False,
+        slots: Slots | None = None,
     ) -> None:
         super().__init__(metric=metric, mode=tune_mode(goal))
         self._max_concurrent = max_concurrent
+        self._slots = slots
         self._tries = tries or Tries()
         self._proposer = proposer
         self._n_ahead = n_ahead
@@ -74,9 +78,15 @@ class FamilySearcher(Searcher):
         trial = next((trial for trial in self._waiting if self._is_ready(trial)), None)
         if trial is None:
             return None if self._waiting or self._running else Searcher.FINISHED
+        config = {"trial_id": trial.trial_id, "params": trial.config.model_dump()}
+        if self._slots is not None:
+            place = self._slots.take(trial_id)
+            if place is None:
+                return None
+            config["place"] = place
         self._waiting.remove(trial)
         self._running[trial_id] = trial
-        return {"trial_id": trial.trial_id, "params": trial.config.model_dump()}
+        return config
 
     def runs(self, trial_id: str) -> bool:
         """Whether a try, by Tune's id, has not ended as far as is known here."""
@@ -120,6 +130,8 @@ class FamilySearcher(Searcher):
         if result is not None:
             self.on_trial_result(trial_id, result)
         trial = self._running.pop(trial_id)
+        if self._slots is not None:
+            self._slots.release(trial_id)
         is_final = trial.trial_id in self._cannot_succeed
         has_failed = error or is_final
         if has_failed and self._tries.fail(trial.trial_id, is_final=is_final):

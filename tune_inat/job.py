@@ -22,7 +22,10 @@ class Job:
         files: where the machine `host` has an image of each content; another has its own (see `places`).
         source: what `--data` says, for other machines to find the images by.
         states_root: the folder of families' epochs, if not in the store: all nodes of a cluster see it.
-        memory_fraction: of a GPU's memory, for one trial.
+        memory_fraction: of a GPU's memory, for one trial; `None` for all of it.
+        gpus: how much of a GPU a trial gets, or how many; also of pretended ones, where `device` is the CPU.
+        step_bytes: of a GPU's memory, what the heaviest step needs; 0 if that is not known.
+        is_mixed: whether some trials run on GPUs and some on CPUs.
         kept: where activations are kept, by `images_key`.
         has_room: for activations that nothing was decided about.
     """
@@ -40,8 +43,18 @@ class Job:
     host: str = ""
     states_root: Path | None = None
     memory_fraction: float | None = None
+    gpus: float = 0.0
+    step_bytes: int = 0
+    is_mixed: bool = False
     kept: Mapping[str, KeptCuts] = field(default_factory=dict)
     has_room: bool = True
+
+    @property
+    def runs_on(self) -> int | str:
+        """What the rounding of sums depends on: on a CPU, the threads of a trial."""
+        if self.is_mixed:
+            return "cpu or cuda"
+        return self.n_threads if self.device == "cpu" else self.device
 
     def images_key(self, config: TrialConfig, *, of_views: bool) -> str:
         """Names a set of images and the network it goes through: equal for all trials that share both."""
