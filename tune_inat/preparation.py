@@ -138,11 +138,13 @@ class Preparation:
         cuts.look_at([trial.config for trial in self._trials])
         n_images = len(self._inputs.data.train.labels)
         sharing = Sharing(self._trials, cuts=cuts, probe=probe, n_images=n_images)
+        heavy = heavy_configs([trial.config for trial in self._trials], cuts, n_images=n_images)
+        self._bench.rest()  # what this process has of a GPU is not the measure of what is free
         shares = GpuShares(
             cluster,
             asked,
             lambda node: gauge_of(node, self._bench.job, probe, measures),
-            heavy_configs([trial.config for trial in self._trials], cuts, n_images=n_images),
+            heavy,
             n_trials=sharing.n_families,
         )
         devices = sharing.choose(shares.options(n_trials=sharing.n_families))
