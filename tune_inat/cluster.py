@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from tune_inat.autoscaling import machines_on_demand
 from tune_inat.devices import Cluster, Node
 from tune_inat.errors import ResourceError
 from tune_inat.interrupts import listen_again
@@ -91,18 +92,6 @@ def _devices_of(machines: Sequence[Node]) -> tuple[int, int]:
     return sum(node.n_gpus for node in machines), sum(node.n_cpus for node in machines)
 
 
-def _on_demand() -> tuple[Node, ...]:
-    """The machines with devices that Ray's autoscaler may start, as it has told the cluster; perhaps none."""
-    config = ray._private.state.state.get_cluster_config()
-    if config is None:
-        return ()
-    kinds = [
-        (Node(n_cpus=int(group.resources.get("CPU", 0)), n_gpus=int(group.resources.get("GPU", 0))), group)
-        for group in config.node_group_configs
-    ]
-    return tuple(node for node, group in kinds if node.n_cpus > 0 for _ in range(group.max_count))
-
-
 def _card_of(resources: Mapping[str, float]) -> str:
     """The type of a node's GPUs, as Ray names it in a resource of its own."""
     return next((name[len(CARD_PREFIX) :] for name in resources if name.startswith(CARD_PREFIX)), "")
@@ -137,7 +126,7 @@ def ray_session(address: str | None, *, n_gpus: int | None = None) -> Iterator[C
         listen_again()
         if failure:
             raise _why_no_ray(address, failure[0]) from failure[0]
-        on_demand = () if address is None else _on_demand()
+        on_demand = () if address is None else machines_on_demand(ray.get_runtime_context().gcs_address)
         return cluster_of(ray.nodes(), on_demand)  # type: ignore[no-untyped-call]
 
     for earlier in _sessions:
