@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tests.benches import config_of, make_bench, write_images
 from tune_inat.config import TrialConfig
 from tune_inat.features import CutFeatures, open_features
+from tune_inat.handout import Rates
 from tune_inat.job import Job
 from tune_inat.meter import Advance, SilentMeter
-from tune_inat.neighbours import Neighbours
-from tune_inat.places import this_host
+from tune_inat.neighbours import WEIGHTS_KIND, Neighbours, hand_out_weights
+from tune_inat.places import Caches, this_host
 from tune_inat.prefixes import find_passes
 from tune_inat.spread import Spread, spread
 from tune_inat.store import CACHE_VARIABLE, Store
@@ -158,6 +160,32 @@ def read_there(job: Job, neighbours: Neighbours, configs: list[TrialConfig]) -> 
     for config in configs:
         bench.source(bench.network(config), config, "train")
     return bench.take_work().prefix_images
+
+
+def test_nodes_get_the_weights_from_the_node_that_conducts_as_they_were_published(
+    nodes: Nodes, many: Path, own_cache: Path
+) -> None:
+    """Also after it has timed steps of training on its own copy."""
+    config = config_of(model="timm/tf_efficientnet_lite0", weights="default", freeze=1.0)
+    bench = bench_on(many, Store(own_cache))
+    backbone = bench.network(config).backbone
+    with torch.no_grad():
+        for parameter in backbone.model.parameters():
+            parameter.zero_()
+    handed = Neighbours(Caches.of(bench.job), hand_out_weights(bench, [config]), Rates(1e11))
+    (weights,) = handed.handed.values()
+    asked = ray.remote(weights_there).options(num_cpus=1)
+    assert ray.get(asked.remote(bench.job, handed, config)) == backbone.weights_key
+    held = [nodes.store(name).has(WEIGHTS_KIND, weights.key) for name in nodes.NAMES]
+    assert sum(held) == 1  # by the node that asked
+    assert not Store(own_cache).has(WEIGHTS_KIND, weights.key)
+
+
+def weights_there(job: Job, neighbours: Neighbours, config: TrialConfig) -> str:
+    """The hash of what a trial on a node starts from, where published weights cannot be had."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tune_inat.architectures._packaged_file", lambda: Path("/nowhere"))
+        return open_worker_bench(job, neighbours).load(config).backbone.weights_key
 
 
 def test_node_that_is_lost_leaves_its_shards_to_others(

@@ -14,6 +14,7 @@ import ray
 from tune_inat.devices import Cluster, Node
 from tune_inat.errors import ResourceError
 from tune_inat.interrupts import listen_again
+from tune_inat.pretended import n_pretended
 
 # Measured on 2 cores with Ray 2.60, these take Tune's start from 5 s to 1.5 s and its
 # output to nothing. A trial's clean-up may take 30 s (it saves its state) before its process is given up.
@@ -37,6 +38,7 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),  # the most that glibc takes
     "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
 }
+CARD_PREFIX = "accelerator_type:"
 CONNECT_SECONDS = 5.0
 LEAVE_SECONDS = 3.0  # to say goodbye to a cluster
 OBJECT_STORE_BYTES = 256 * 2**20  # Ray carries a search's description only; images and weights are on disk
@@ -70,7 +72,12 @@ def cluster_of(nodes: Sequence[Mapping[str, Any]], on_demand: Sequence[Node] = (
         on_demand: all machines that the cluster may start, those that are up among them.
     """
     up = tuple(
-        Node(n_cpus=int(node["Resources"].get("CPU", 0)), n_gpus=int(node["Resources"].get("GPU", 0)))
+        Node(
+            n_cpus=int(node["Resources"].get("CPU", 0)),
+            n_gpus=int(node["Resources"].get("GPU", 0)),
+            card=_card_of(node["Resources"]),
+            node_id=node.get("NodeID", ""),
+        )
         for node in nodes
         if node["Alive"]
     )
@@ -96,6 +103,11 @@ def _on_demand() -> tuple[Node, ...]:
     return tuple(node for node, group in kinds if node.n_cpus > 0 for _ in range(group.max_count))
 
 
+def _card_of(resources: Mapping[str, float]) -> str:
+    """The type of a node's GPUs, as Ray names it in a resource of its own."""
+    return next((name[len(CARD_PREFIX) :] for name in resources if name.startswith(CARD_PREFIX)), "")
+
+
 @contextmanager
 def ray_session(address: str | None, *, n_gpus: int | None = None) -> Iterator[Callable[[], Cluster]]:
     """Start or join Ray in the background; the value waits for it and says what there is.
@@ -104,7 +116,7 @@ def ray_session(address: str | None, *, n_gpus: int | None = None) -> Iterator[C
 
     Args:
         address: `auto`, or `host:port` of a running cluster; `None` starts Ray on this machine alone.
-        n_gpus: how many GPUs to announce on this machine; `None` counts them.
+        n_gpus: how many GPUs to announce on this machine; `None` counts them, or those that are pretended.
     """
     quiet_ray()
     failure: list[BaseException] = []
@@ -160,7 +172,7 @@ def _init_ray(address: str | None, n_gpus: int | None) -> None:
         ray.init(
             address="local",
             num_cpus=len(os.sched_getaffinity(0)),
-            num_gpus=n_gpus,
+            num_gpus=n_gpus if n_gpus is not None else n_pretended() or None,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             **common,

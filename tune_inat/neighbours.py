@@ -15,7 +15,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from tune_inat.backbone import pristine_state
 from tune_inat.config import TrialConfig
 from tune_inat.features import FEATURES_KIND, CutFeatures
 from tune_inat.frozen import STORED_TYPE
@@ -120,8 +119,7 @@ def hand_out_weights(bench: Workbench, configs: Iterable[TrialConfig]) -> dict[s
     for config in sorted(configs, key=lambda config: config.model):  # each model loaded once
         if config.weights != "none" and _weights_id(config) not in handed:
             loaded = bench.load(config)
-            pristine = pristine_state(loaded.backbone)
-            state = {name: value.cpu().contiguous() for name, value in pristine.items()}
+            state = {name: value.cpu().contiguous() for name, value in loaded.pristine.items()}
             content = np.frombuffer(save(state), np.uint8)
             handed[_weights_id(config)] = HandedWeights(
                 hash_of([loaded.backbone.weights_key, config.image_size]), ray.put(content)

@@ -173,7 +173,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     devices = plan["devices"]
     share = f"{devices['cpus_per_trial']:,} cores" if devices["cpus_per_trial"] > 1 else "one core"
     if devices["gpus_per_trial"]:
-        share = f"{devices['gpus_per_trial']:g} GPUs and {share}"
+        share = f"{_gpus(devices['gpus_per_trial'])} and {share}"
     at_a_time = devices["max_concurrent"]
     trials = (
         f"{at_a_time:,} trials at a time with {share} each"
@@ -186,6 +186,13 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         f"{amount(plan['disk']['total'], 'bytes')} of disk."
     )
     return lines
+
+
+def _gpus(n: float) -> str:
+    """So much of a GPU, or so many: `0.25 of a GPU`, `a GPU`, `2 GPUs`."""
+    if n == 1:
+        return "a GPU"
+    return f"{n:g} of a GPU" if n < 1 else f"{n:g} GPUs"
 
 
 def plan_tables(plan: Mapping[str, Any], width: int) -> list[Table]:

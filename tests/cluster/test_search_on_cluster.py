@@ -1,7 +1,7 @@
 """A search on three machines that `ray up` has made a cluster of: the same command, the same numbers.
 
 Machines are lost in the middle. `TUNE_INAT_LOSSES=1` also cuts a link, which Ray takes a minute to
-notice, and has a machine join late.
+notice, and has a machine take the place of a lost one.
 """
 
 import json
@@ -31,6 +31,7 @@ all_losses = pytest.mark.skipif(
 
 S3_PORT = 5555
 SPACE = "method: grid\nparameters:\n  freeze: {values: [0.9, 1.0]}\n  epochs: {values: [1, 2]}\n"
+FEATURES = ".cache/tune_inat/features/*/entry.json"
 SMALL = "--address auto --space small.yaml --image-size 32"
 # Two families whose short epochs leave time to lose a machine in; of each the longer trial trains.
 PROBES = """
@@ -46,6 +47,7 @@ parameters:
   lr: {values: [1.0e-2, 1.0e-3]}
 """
 N_EPOCHS = 160  # that it trains
+S3_PORT = 5555
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +135,35 @@ def test_search_on_all_nodes_has_the_numbers_of_a_search_on_one(cluster: Cluster
     journal = (shared / "runs" / "small-sample" / "trials.jsonl").read_text()
     assert "worker1" in journal
     assert "worker2" in journal
+    assert not list((cluster.bed.nodes["head"].folder / "root").glob(FEATURES))  # it takes no trials
     alone = cluster.search("--space small.yaml --image-size 32 --storage alone")
     assert alone.returncode == 0, alone.stderr
     expected = summary_in(cluster.bed.nodes["head"].folder / "root" / "alone" / "small-sample")
     assert numbers(summary) == numbers(expected)
     assert summary["best"]["test_accuracy"] == expected["best"]["test_accuracy"]
+    assert_work_was_shared_out(cluster, summary, expected)
     assert list((shared / "runs" / ".states").glob("*/epochs.json"))
+
+
+def assert_work_was_shared_out(cluster: Cluster, summary: dict[str, Any], alone: dict[str, Any]) -> None:
+    """Each image went through frozen layers once in the whole cluster, and each epoch says where it ran."""
+    assert summary["reuse"]["prefix_images"] == alone["reuse"]["prefix_images"] > 0
+    # The head has decoded all to look at them, in the search before; nodes those that each of them computes.
+    assert summary["reuse"]["pixels_decoded"] == summary["reuse"]["prefix_images"] // 2
+    roots = {name: cluster.bed.nodes[name].folder / "root" for name in ("head", "worker1", "worker2")}
+    keys = {name: {it.parent.name for it in root.glob(FEATURES)} for name, root in roots.items()}
+    assert keys["worker1"] == keys["worker2"]
+    assert len(keys["worker1"]) == 2  # cuts
+    for key in keys["worker1"]:
+        arrays = {
+            (root / ".cache/tune_inat/features" / key / "features.npy").read_bytes()
+            for root in roots.values()
+        }
+        assert len(arrays) == 1  # as the head has it, which was alone in the second search
+    ran_on = {where for trial in summary["trials"] for where, _ in trial["did"]["ran_on"]}
+    assert ran_on == {"worker1 cpu", "worker2 cpu"}
+    for trial in summary["trials"]:
+        assert sum(n for _, n in trial["did"]["ran_on"]) == trial["epochs"]
 
 
 def test_same_command_again_trains_nothing(cluster: Cluster) -> None:
@@ -223,14 +248,24 @@ def test_trial_of_a_machine_whose_link_is_cut_is_trained_elsewhere_though_that_m
 
 
 @all_losses
-def test_machine_that_joins_late_is_given_trials(cluster: Cluster, undisturbed: dict[str, Any]) -> None:
-    cluster.on("worker2", "ray stop --force")
-    cluster.await_nodes(2)
-    search = start(cluster, "late")
-    search.await_that(has_trained(1, "worker1"))
-    cluster.start_ray("worker2", "head")
-    search.await_that(has_trained(1, "worker2"))
-    assert_undisturbed(search, undisturbed)
+def test_machine_that_takes_the_place_of_a_lost_one_is_given_trials(cluster: Cluster) -> None:
+    shared = cluster.bed.shared
+    (shared / "long.yaml").write_text(PROBES.replace("[40, 80]", "[600, 1200]"))
+    arguments = f"--space {shared}/long.yaml --data {shared}/photos --max-failures 0"
+    alone = cluster.search(f"{arguments} --storage {shared}/unreplaced")
+    assert alone.returncode == 0, alone.stderr
+    folder = shared / "replaced" / "long-photos"
+    search = cluster.start_search(f"--address auto {arguments} --storage {shared}/replaced", folder)
+    search.await_that(has_trained(5, "worker1"))
+    cluster.kill_raylet("worker1")
+    search.await_that(lambda events: any(event["event"] == "failure" for event in events))
+    n_before = len(search.events())
+    cluster.start_ray("worker1", "head")
+    search.await_that(lambda events: has_trained(1, "worker1")(events[n_before:]))
+    ran = search.ran()
+    assert ran.returncode == 0, ran.stderr
+    assert numbers(search.summary) == numbers(summary_in(shared / "unreplaced" / "long-photos"))
+    assert reported_twice(search.events()) == []
 
 
 def test_worker_that_is_lost_costs_at_most_the_epochs_in_flight(
