@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from tune_inat.devices import Cluster, Node
+from tune_inat.disk import is_of_full_disk
 from tune_inat.errors import ResourceError
 from tune_inat.interrupts import listen_again
 
@@ -101,6 +102,8 @@ def ray_session(address: str | None, *, n_gpus: int | None = None) -> Iterator[C
     def wait() -> Cluster:
         is_started.wait()
         listen_again()
+        if failure and address is None and is_of_full_disk(failure[0]):
+            raise failure[0]  # who knows the disks says which one
         if failure:
             raise _why_no_ray(address, failure[0]) from failure[0]
         return cluster_of(ray.nodes())  # type: ignore[no-untyped-call]
@@ -173,7 +176,8 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
-def _why_no_ray(address: str | None, error: BaseException) -> BaseException:
+def _why_no_ray(address: str | None, error: BaseException) -> ResourceError:
     if address is None:
-        return error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return ResourceError(f"Ray did not start on this machine ({reason}). The same command tries again.")
     return ResourceError(f"--address {address}: no Ray cluster answers there ({error}). Is it up?")
