@@ -106,7 +106,10 @@ def ray_session(address: str | None, *, n_gpus: int | None = None) -> Iterator[C
             raise failure[0]  # who knows the disks says which one
         if failure:
             raise _why_no_ray(address, failure[0]) from failure[0]
-        return cluster_of(ray.nodes())  # type: ignore[no-untyped-call]
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        if not any(node["Alive"] for node in nodes):
+            raise _why_no_ray(address, RuntimeError("its node has died again"))
+        return cluster_of(nodes)
 
     for earlier in _sessions:
         earlier.join()
