@@ -39,8 +39,8 @@ def check_room(folder: Path, n_bytes: int, what: str) -> None:
     n_free = shutil.disk_usage(folder).free
     if n_bytes > n_free:
         raise ResourceError(
-            f"{folder}: {_size(n_bytes)} are needed for {what} and {_size(n_free)} are free. "
-            "Make room, or move the cache to a larger disk: the same command goes on with what is done."
+            f"{folder}: {size_text(n_bytes)} are needed for {what} and {size_text(n_free)} are free. "
+            "Make room, or move it to a larger disk: the same command goes on with what is done."
         )
 
 
@@ -75,6 +75,11 @@ def size_of(folder: Path) -> int:
             with suppress(FileNotFoundError):  # removed by another process since
                 sizes += os.lstat(os.path.join(parent, name)).st_size  # noqa: PTH118  # many files
     return sizes
+
+
+def size_text(n_bytes: int) -> str:
+    """A size in GB, small ones in MB."""
+    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 10**8 else f"{n_bytes / 1e6:,.1f} MB"
 
 
 @contextmanager
@@ -113,12 +118,8 @@ def is_of_full_disk(error: BaseException) -> bool:
     return False
 
 
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 10**8 else f"{n_bytes / 1e6:,.1f} MB"
-
-
 def _state(folder: Path) -> str:
-    return f"{folder} has {_size(shutil.disk_usage(_existing(folder)).free)} free"
+    return f"{folder} has {size_text(shutil.disk_usage(_existing(folder)).free)} free"
 
 
 def _advice(path: Path, error: OSError) -> str:
