@@ -39,6 +39,7 @@ WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
 }
 CONNECT_SECONDS = 5.0
+WATCH_SECONDS = 0.2  # between two looks after Ray's processes
 LEAVE_SECONDS = 3.0  # to say goodbye to a cluster
 OBJECT_STORE_BYTES = 256 * 2**20  # Ray carries a search's description only; images and weights are on disk
 
@@ -76,7 +77,9 @@ def cluster_of(nodes: Sequence[Mapping[str, Any]]) -> Cluster:
 
 
 @contextmanager
-def ray_session(address: str | None, *, n_gpus: int | None = None) -> Iterator[Callable[[], Cluster]]:
+def ray_session(
+    address: str | None, *, n_gpus: int | None = None, on_death: Callable[[], None] = lambda: None
+) -> Iterator[Callable[[], Cluster]]:
     """Start or join Ray in the background; the value waits for it and says what there is.
 
     Ray ends in the background as well; Python waits for that, and so does the next session.
@@ -84,6 +87,7 @@ def ray_session(address: str | None, *, n_gpus: int | None = None) -> Iterator[C
     Args:
         address: `auto`, or `host:port` of a running cluster; `None` starts Ray on this machine alone.
         n_gpus: how many GPUs to announce on this machine; `None` counts them.
+        on_death: called, in another thread, when Ray has died on this machine alone.
     """
     quiet_ray()
     failure: list[BaseException] = []
@@ -96,6 +100,8 @@ def ray_session(address: str | None, *, n_gpus: int | None = None) -> Iterator[C
         except BaseException as error:  # noqa: BLE001  # carried to the thread that waits
             failure.append(error)
         is_started.set()
+        if address is None and not failure:
+            _watch(is_over, on_death)
         is_over.wait()
         ray.shutdown()
 
@@ -125,6 +131,15 @@ def ray_session(address: str | None, *, n_gpus: int | None = None) -> Iterator[C
         is_over.set()
         if thread.daemon:
             thread.join(LEAVE_SECONDS)
+
+
+def _watch(is_over: threading.Event, on_death: Callable[[], None]) -> None:
+    """Look after Ray's processes of this machine: without them Ray soon ends this one, without a word."""
+    node = ray._private.worker._global_node
+    while not is_over.wait(WATCH_SECONDS):
+        if any(kind == "raylet" for kind, _ in node.dead_processes()):
+            on_death()
+            return
 
 
 def _init_ray(address: str | None, n_gpus: int | None) -> None:

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from tune_inat.workbench import Workbench
 
 DEFAULT_PROJECT = "tune_inat"
+RAY_DIED = "Ray has died, so this search ends here. The same command goes on with what is done."
 STATES_FOLDER = ".states"  # in --storage: the epochs of searches on a cluster
 
 
@@ -257,7 +259,8 @@ class _Conductor:
             with self._terminal.task("Planning", None, ""):
                 from tune_inat.cluster import ray_session
 
-                cluster = session.enter_context(ray_session(settings.address))
+                died = partial(self._terminal.warn, RAY_DIED)
+                cluster = session.enter_context(ray_session(settings.address, on_death=died))
                 if settings.address is not None and len(cluster().machines) > 1:
                     from tune_inat.nodes import check_shared
 

@@ -317,7 +317,9 @@ def _look(name: str) -> str:
 
 def _why_empty(folder: Path) -> str:
     if folder.is_symlink():  # each folder is read once
-        return f"{shown(folder)}: has no images of its own: it is a link to {shown(folder.readlink())}."
+        return (
+            f"{shown(folder)}: has no images of its own: it is a link to {_quoted(shown(folder.readlink()))}."
+        )
     return f"{shown(folder)}: has no images."
 
 

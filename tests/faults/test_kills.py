@@ -127,6 +127,16 @@ def test_ray_that_dies_as_it_starts_is_said_in_words(tmp_path: Path) -> None:
     running.seconds_until_idle()
 
 
+def test_ray_that_dies_while_trials_run_is_said_in_words(tmp_path: Path) -> None:
+    search = new_search(tmp_path, PROBES, "--wandb", "disabled")
+    running = search.start()
+    running.await_that(lambda: any(event["event"] == "epoch" for event in search.events()))
+    running.kill("raylet")
+    assert running.wait(120.0) != EXIT_DONE
+    assert "The same command goes on with what is done." in running.text
+    running.seconds_until_idle()
+
+
 def test_killed_optuna_search_goes_on_with_its_study(tmp_path: Path) -> None:
     search = new_search(tmp_path, BAYES, "--wandb", "disabled")
 
