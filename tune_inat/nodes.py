@@ -74,7 +74,7 @@ def _check_reached(remote: RemoteFolder) -> None:
 
 
 def _ask_nodes(question: Any, about: Any) -> dict[str, Any]:
-    """The answer of each node that is up, by its address. One that goes meanwhile gets no trial, and has none.
+    """The answer of each node that is up, by its address. One that goes meanwhile gets no trial: it has none.
 
     Raises:
         ResourceError: a node does not answer.
