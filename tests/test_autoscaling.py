@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.readme import README
+from tests.readme import README, own_machines
 from tune_inat.autoscaling import machines_on_demand, workers_of
 from tune_inat.devices import Node
 
@@ -17,7 +17,7 @@ def test_workers_are_those_of_cluster_yaml_without_its_head() -> None:
 
 
 def test_machines_of_ones_own_do_not_come_by_themselves() -> None:
-    assert workers_of(yaml.safe_load((README.parent / "own_machines.yaml").read_text())) == ()
+    assert workers_of(yaml.safe_load(own_machines())) == ()
 
 
 @pytest.fixture
