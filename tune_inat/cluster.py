@@ -135,7 +135,7 @@ def ray_session(
 
 def _watch(is_over: threading.Event, on_death: Callable[[], None]) -> None:
     """Look after Ray's processes of this machine: without them Ray soon ends this one, without a word."""
-    node = ray._private.worker._global_node
+    node: Any = ray._private.worker._global_node
     while not is_over.wait(WATCH_SECONDS):
         if any(kind == "raylet" for kind, _ in node.dead_processes()):
             on_death()
