@@ -43,6 +43,7 @@ WORKER_ENVIRONMENT = {
 CARD_PREFIX = "accelerator_type:"
 CONNECT_SECONDS = 5.0
 WATCH_SECONDS = 0.2  # between two looks after Ray's processes
+MAX_SOCKET_FOLDER = 40  # characters: Unix allows 107 in all, and Ray's own part has 66
 LEAVE_SECONDS = 3.0  # to say goodbye to a cluster
 OBJECT_STORE_BYTES = 256 * 2**20  # Ray carries a search's description only; images and weights are on disk
 
@@ -184,9 +185,16 @@ def _init_ray(address: str | None, n_gpus: int | None) -> None:
             num_cpus=len(os.sched_getaffinity(0)),
             num_gpus=n_gpus if n_gpus is not None else n_pretended() or None,
             include_dashboard=False,
+            _temp_dir=_short_folder(),
             object_store_memory=OBJECT_STORE_BYTES,
             **common,
         )
+
+
+def _short_folder() -> str | None:
+    """Where Ray keeps its sockets if $TMPDIR is too long for their names; else `None`: where it likes."""
+    is_too_long = len(os.environ.get("TMPDIR", "")) > MAX_SOCKET_FOLDER
+    return "/tmp/ray" if is_too_long and "RAY_TMPDIR" not in os.environ else None
 
 
 @contextmanager
