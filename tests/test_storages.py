@@ -89,3 +89,18 @@ def test_epochs_without_reuse_are_of_one_run_and_go_with_it(bucket: Bucket) -> N
     with storage.kept(folder_of(storage), Quiet()):
         storage.states.write("abc/epochs.json", b"{}")
     assert bucket.files("runs/.states") == {}
+
+
+def test_epochs_without_reuse_in_a_folder_that_nodes_share_are_of_one_run_and_go_with_it(
+    tmp_path: Path,
+) -> None:
+    shared = {"storage": str(tmp_path), "address": "auto"}
+    once, another = (open_storage(make_settings(**shared, reuse=False)) for _ in range(2))
+    kept = open_storage(make_settings(**shared))
+    assert once.states_root is not None
+    assert len({once.states_root, another.states_root, kept.states_root}) == 3
+    folder = tmp_path / "grid"
+    folder.mkdir()
+    with once.kept(folder, Quiet()):
+        (once.states_root / "epochs.json").write_text("{}")
+    assert not once.states_root.exists()

@@ -40,6 +40,10 @@ class Listener(Meter, Protocol):
 class FolderStorage:
     """A folder of this machine, or one that all nodes of a cluster see.
 
+    Args:
+        is_shared: whether nodes share the epochs there.
+        is_for_once: they come from no earlier search, and are left for no later one.
+
     Attributes:
         root: of the searches' folders, on this machine.
         states_root: of the epochs that nodes share; `None` where they stay in the cache.
@@ -48,9 +52,12 @@ class FolderStorage:
 
     states: RemoteFolder | None = None
 
-    def __init__(self, root: Path, *, is_shared: bool) -> None:
+    def __init__(self, root: Path, *, is_shared: bool, is_for_once: bool = False) -> None:
         self.root = root
         self.states_root = root.absolute() / STATES_FOLDER if is_shared else None
+        self._is_for_once = is_for_once
+        if is_for_once and self.states_root is not None:
+            self.states_root = self.states_root / _once()
 
     def look_up(self, name: str | None, proposed: str) -> None:
         """Have in `root` what tells whose a search's folder is."""
@@ -69,7 +76,11 @@ class FolderStorage:
         with held(folder):
             if self.states_root is not None:
                 make_folder(self.states_root)  # a machine that does not see it has another disk
-            yield None
+            try:
+                yield None
+            finally:
+                if self._is_for_once and self.states_root is not None:
+                    shutil.rmtree(self.states_root, ignore_errors=True)
 
 
 class BucketStorage:
@@ -91,7 +102,7 @@ class BucketStorage:
         self.states: RemoteFolder | None = self._remote / STATES_FOLDER
         self._is_for_once = not settings.reuse
         if self._is_for_once:  # nothing from earlier searches, nothing for later ones
-            self.states = self.states / f"once-{uuid.uuid4().hex}" if settings.address is not None else None
+            self.states = self.states / _once() if settings.address is not None else None
 
     def check(self) -> None:
         """Refuse a bucket that cannot be used, before anything is computed.
@@ -190,13 +201,22 @@ def open_storage(settings: SearchSettings) -> Storage:
         ResourceError: a bucket that cannot be used, with the reason.
     """
     if not is_uri(settings.storage):
-        return FolderStorage(Path(settings.storage), is_shared=settings.address is not None)
+        return _folder_storage(Path(settings.storage), settings)
     if settings.storage.lower().startswith("file://"):
         path = Path(unquote(urlsplit(settings.storage).path))
-        return FolderStorage(path, is_shared=settings.address is not None)
+        return _folder_storage(path, settings)
     storage = BucketStorage(settings)
     storage.check()
     return storage
+
+
+def _folder_storage(root: Path, settings: SearchSettings) -> FolderStorage:
+    return FolderStorage(root, is_shared=settings.address is not None, is_for_once=not settings.reuse)
+
+
+def _once() -> str:
+    """The name of a folder for the epochs of one run."""
+    return f"once-{uuid.uuid4().hex}"
 
 
 def _has(path: Path, content: bytes) -> bool:
