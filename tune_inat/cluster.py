@@ -135,8 +135,10 @@ def ray_session(address: str | None, *, n_gpus: int | None = None) -> Iterator[C
     def wait() -> Cluster:
         is_started.wait()
         listen_again()
+        if failure and address is None:
+            raise failure[0]
         if failure:
-            raise _why_no_ray(address, failure[0]) from failure[0]
+            raise _no_ray(address, failure[0]) from failure[0]
         on_demand = () if address is None else _on_demand()
         return cluster_of(ray.nodes(), on_demand)  # type: ignore[no-untyped-call]
 
@@ -208,7 +210,5 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
-def _why_no_ray(address: str | None, error: BaseException) -> BaseException:
-    if address is None:
-        return error
+def _no_ray(address: str | None, error: BaseException) -> ResourceError:
     return ResourceError(f"--address {address}: no Ray cluster answers there ({error}). Is it up?")

@@ -109,7 +109,9 @@ def explaining_full_disk(*folders: Path) -> Iterator[None]:
 def is_of_full_disk(error: BaseException) -> bool:
     """Whether a full disk is behind an exception, whoever has raised it."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()  # a chain may come back to where it began
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         is_told_by_number = isinstance(cause, OSError) and cause.errno in FULL
         if is_told_by_number or any(text in str(cause) for text in FULL_TEXTS):
             return True

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tune_inat.disk import make_folder
+from tune_inat.disk import is_of_full_disk, make_folder
 from tune_inat.errors import ResourceError
 from tune_inat.ledger import LEDGER_FILE, Ledger
 from tune_inat.states import FamilyStates
@@ -134,3 +134,10 @@ def test_part_of_the_cache_that_belongs_to_another_user_is_refused(tmp_path: Pat
             FamilyStates(tmp_path / "cache" / "states", "family").exclusively(),
         ):
             pass
+
+
+def test_error_whose_chain_comes_back_to_itself_is_looked_at_once() -> None:
+    """As `raise error from error` makes it: a search must not hang on what it would have told."""
+    error = OSError("AF_UNIX path too long")
+    error.__cause__ = error
+    assert not is_of_full_disk(error)
