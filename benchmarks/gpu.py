@@ -137,6 +137,9 @@ def look_at_split(findings: Findings, folder: Path) -> None:
     job = replace(open_bench(inputs, SilentMeter(), gpus_per_trial=1).job, reuse=False)
     with LocalProcesses(job) as processes:
         card, memory = processes.card(), processes.memory(SPLIT)
+    if not memory:
+        findings.check(False, f"a step of {SPLIT.model} fits on the GPU: others may have its memory")
+        return
     findings.say(
         f"a step of {SPLIT.model}, batch {SPLIT.batch_size}: {memory['step_bytes'] / 1e9:.2f} GB, "
         f"a process beside it {memory['process_bytes'] / 1e9:.2f} GB"

@@ -9,6 +9,11 @@ from tune_inat.settings import SearchSettings
 README = Path(__file__).parent.parent / "README.md"
 
 
+def own_machines() -> str:
+    """The cluster file for machines of one's own."""
+    return README.read_text().split("### On machines of your own")[1].split("```yaml\n")[1].split("```")[0]
+
+
 def parameter_rows() -> list[str]:
     """A row for each parameter of a trial."""
     return [

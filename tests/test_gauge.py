@@ -1,14 +1,16 @@
 """Measuring: the real processes and questions, with the CPU's memory in the place of a GPU's."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from tests.benches import config_of, make_bench
 from tune_inat import gauge
+from tune_inat.config import TrialConfig
 from tune_inat.errors import ResourceError
 from tune_inat.gauge import LocalProcesses, ProcessGauge
+from tune_inat.packing import Card, pack
 from tune_inat.probe import Probe
 from tune_inat.store import Store
 from tune_inat.workbench import Workbench
@@ -51,3 +53,30 @@ def test_step_that_fails_is_said_and_ends_nothing_else(images: Path, store: Stor
         pytest.raises(ResourceError, match=r"could not be measured \(ValueError: Expected more than 1 value"),
     ):
         processes.rate(one_value, 1)
+
+
+class Room:
+    """Processes that have room for so many trials at a time, and measure nothing."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def card(self) -> Card:
+        return Card("a card", 16 * 10**9, 16 * 10**9)
+
+    def memory(self, config: TrialConfig) -> dict[str, float]:
+        return {"step_bytes": 10**9, "process_bytes": 0} if self.n else {}
+
+    def rate(self, config: TrialConfig, count: int) -> dict[str, float]:
+        return {"rate": 100.0 * count} if count <= self.n else {}
+
+
+def test_want_of_room_is_not_kept_for_it_may_pass(images: Path, store: Store) -> None:
+    bench, room = make_bench(images, store), Room(0)
+    measuring = ProcessGauge(Probe(bench, store), lambda: nullcontext(room))
+    full = pack(room.card(), measuring.measure([HEAVY], 8), n_gpus=1, n_by_cores=8, n_wanted=8)
+    assert (full.per_gpu, full.limit) == (1, "memory")
+    room.n = 2
+    assert measuring.measure([HEAVY], 8).throughput == {1: 100.0, 2: 200.0}
+    room.n = 8
+    assert set(measuring.measure([HEAVY], 8).throughput) == {1, 2, 4, 8}

@@ -262,6 +262,7 @@ def _some(items: Sequence[str], what: str) -> str:
     return f"{what} ({len(items):,}): {', '.join(items[:N_EXAMPLES])}{more}."
 
 
+NAME_WIDTH = 60  # of a class, in the table
 N_SPELT_OUT = 20  # files of a kind that the text names; the JSON has them all
 
 
@@ -292,9 +293,11 @@ def to_text(audit: Audit) -> str:
 
 def _table(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     parts = list(next(iter(counts.values()), {}))
-    width = max(len("class"), *(len(shown(name)) for name in counts))
+    shown_names = [shown(name) for name in counts]
+    names = [name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 1]}…" for name in shown_names]
+    width = max(len("class"), *map(len, names))
     total = {part: sum(row[part] for row in counts.values()) for part in parts}
-    rows = [(shown(name), row) for name, row in counts.items()] + [("all", total)]
+    rows = [*zip(names, counts.values(), strict=True), ("all", total)]
     header = "class".ljust(width) + "".join(part.rjust(9) for part in parts)
     return [header] + [f"{name.ljust(width)}{''.join(f'{row[p]:9,}' for p in parts)}" for name, row in rows]
 

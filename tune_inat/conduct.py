@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from tune_inat.workbench import Workbench
 
 DEFAULT_PROJECT = "tune_inat"
+RAY_DIED = "Ray has died, so this search ends here. The same command goes on with what is done."
 
 
 def foresee_search(settings: SearchSettings, terminal: Terminal) -> dict[str, Any]:
@@ -288,7 +290,8 @@ class _Conductor:
             with self._terminal.task("Planning", None, ""):
                 from tune_inat.cluster import ray_session
 
-                cluster = session.enter_context(ray_session(settings.address))
+                died = partial(self._terminal.warn, RAY_DIED)
+                cluster = session.enter_context(ray_session(settings.address, on_death=died))
                 if settings.address is not None and len(cluster().machines) > 1:
                     from tune_inat.nodes import check_storage
 

@@ -15,7 +15,7 @@ from typing import Any
 from tune_inat.config import TrialConfig
 from tune_inat.cuts import Choice, KeptCuts, choose_cuts, read_at
 from tune_inat.devices import Devices
-from tune_inat.disk import nearest_folder, size_of
+from tune_inat.disk import nearest_folder, size_of, size_text
 from tune_inat.figures import Cuts, StepModel
 from tune_inat.graph import INPUT
 from tune_inat.images import decode
@@ -352,17 +352,17 @@ class Forecaster:
                 names = ", ".join(sorted(missing, key=[p.name for p in images.points].index))
                 why = "--cache-gb" if self._budget is not None else "the cache's disk"
                 notices.append(
-                    f"{why} has no room for the activations at {names} ({n_missing / 1e9:,.2f} GB): frozen "
+                    f"{why} has no room for the activations at {names} ({size_text(n_missing)}): frozen "
                     "layers run again in every epoch from what is kept before."
                 )
         if kept < left:
             notices.append(
-                f"Trials would leave {left / 1e9:,.2f} GB to go on from, and there is room for "
-                f"{kept / 1e9:,.2f} GB: what was unused for longest goes."
+                f"Trials would leave {size_text(left)} to go on from, and there is room for "
+                f"{size_text(kept)}: what was unused for longest goes."
             )
         if n_bytes > free:
             notices.append(
-                f"The search may write {n_bytes / 1e9:,.2f} GB and {free / 1e9:,.2f} GB are free on the "
+                f"The search may write {size_text(n_bytes)} and {size_text(free)} are free on the "
                 "cache's disk."
             )
         return tuple(notices)

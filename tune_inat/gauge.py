@@ -17,7 +17,6 @@ from tune_inat.config import TrialConfig
 from tune_inat.errors import ResourceError
 from tune_inat.figures import Cuts
 from tune_inat.job import Job
-from tune_inat.mps import mps_runs
 from tune_inat.packing import MOST, Card, Measured, counts_up_to, gains, n_fitting
 from tune_inat.probe import Probe
 from tune_inat.rehearsal import card_of
@@ -64,10 +63,10 @@ class Processes(Protocol):
         """The GPU."""
 
     def memory(self, config: TrialConfig) -> dict[str, float]:
-        """The `step_bytes` and `process_bytes` of a trial, see `Measured`."""
+        """The `step_bytes` and `process_bytes` of a trial, see `Measured`; nothing where there is no room."""
 
-    def rate(self, config: TrialConfig, count: int) -> float:
-        """The images a second that so many train at a time, all together; 0 where one has no room."""
+    def rate(self, config: TrialConfig, count: int) -> dict[str, float]:
+        """The `rate` in images a second at which so many train at a time; nothing likewise."""
 
 
 class ProcessGauge:
@@ -101,7 +100,7 @@ class ProcessGauge:
             fewer = 1
             for count in counts_up_to(max(1, min(most, MOST, n_fitting(card, measured)))):
                 rate = self._rate(heaviest, count, processes)
-                if rate == 0:  # their memory did run out
+                if rate is None:
                     break
                 throughput[count] = rate
                 if not gains(throughput, fewer, count):
@@ -110,14 +109,35 @@ class ProcessGauge:
         return replace(measured, throughput=throughput)
 
     def _memory(self, config: TrialConfig, processes: Processes) -> Measured:
-        key = ["gpu memory", self.card().name, mps_runs()]
-        kept = self._probe.measured_for(config, key, lambda: processes.memory(config))
+        kept = self._kept(config, ["gpu memory"], lambda: processes.memory(config))
+        if kept is None:
+            return Measured(step_bytes=self.card().n_bytes, process_bytes=0)
         return Measured(step_bytes=int(kept["step_bytes"]), process_bytes=int(kept["process_bytes"]))
 
-    def _rate(self, config: TrialConfig, count: int, processes: Processes) -> float:
-        key = ["gpu throughput", self.card().name, mps_runs(), count]
-        kept = self._probe.measured_for(config, key, lambda: {"rate": processes.rate(config, count)})
-        return float(kept["rate"])
+    def _rate(self, config: TrialConfig, count: int, processes: Processes) -> float | None:
+        kept = self._kept(config, ["gpu throughput", count], lambda: processes.rate(config, count))
+        return None if kept is None else float(kept["rate"])
+
+    def _kept(
+        self, config: TrialConfig, key: list[Any], measure: Callable[[], dict[str, float]]
+    ) -> dict[str, Any] | None:
+        """What is kept, or measured now; nothing where there was no room: others may have had it."""
+
+        def measure_now() -> dict[str, float]:
+            measured = measure()
+            if not measured:
+                raise _NoRoom
+            return measured
+
+        card = self.card()
+        try:
+            return self._probe.measured_for(config, [*key, card.name, card.mps], measure_now)
+        except _NoRoom:
+            return None
+
+
+class _NoRoom(Exception):
+    """The GPU had no room for what was to be measured."""
 
 
 class LocalProcesses:
@@ -158,21 +178,21 @@ class LocalProcesses:
             try:
                 peak, held = process.ask("step", config)
             except torch.OutOfMemoryError:
-                return {"step_bytes": before, "process_bytes": 0}
+                return {}
             after = watching.ask("card").n_free
         return {"step_bytes": peak, "process_bytes": max(0, before - after - held)}
 
-    def rate(self, config: TrialConfig, count: int) -> float:
+    def rate(self, config: TrialConfig, count: int) -> dict[str, float]:
         """See `Processes`."""
         processes = self._first(count)
         try:
             _ask_all(processes, "warm up", config)
             start = time.time() + READY_SECONDS
-            return float(sum(_ask_all(processes, "rate", config, start, RATE_SECONDS)))
+            return {"rate": sum(_ask_all(processes, "rate", config, start, RATE_SECONDS))}
         except torch.OutOfMemoryError:
             self.close()  # some have not been heard
             self._started.clear()
-            return 0.0
+            return {}
 
     def _first(self, count: int) -> "list[GaugeProcess]":
         while len(self._started) < count:
@@ -227,7 +247,7 @@ class GaugeProcess:
         self._process = process
 
     def ask(self, what: str, *arguments: Any) -> Any:
-        """Its answer to a question of `gauge_process_main`."""
+        """Its answer to a question of `rehearsal.Answers`."""
         self.send(what, *arguments)
         return self.receive()
 

@@ -79,8 +79,9 @@ class _Remote:
         memory: dict[str, float] = self._ask("memory", config)
         return memory
 
-    def rate(self, config: TrialConfig, count: int) -> float:
-        return float(self._ask("rate", config, count))
+    def rate(self, config: TrialConfig, count: int) -> dict[str, float]:
+        rate: dict[str, float] = self._ask("rate", config, count)
+        return rate
 
     def _ask(self, what: str, *arguments: Any) -> Any:
         return _answer(self._node, lambda: self._actor.ask.remote(what, *arguments), ANSWER_SECONDS)

@@ -43,6 +43,6 @@ def _packing_line(packing: Mapping[str, Any]) -> str:
         )
         rates = [f"{n} at a time {float(r):,.0f}" for n, r in measured["throughput"].items()]
         said.append(f"; images/s: {', '.join(rates)}." if rates else ".")
-    if packing["mps"]:
+    if card["mps"]:
         said.append(" CUDA MPS runs: their kernels run side by side.")
     return "".join(said)

@@ -20,11 +20,12 @@ Limit = Literal["memory", "throughput", "cores", "trials", "most", "asked", "unm
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU: its name, its memory in bytes, and how much of that nobody has."""
+    """A GPU: its name, its memory in bytes, how much of that nobody has, and whether CUDA MPS runs for it."""
 
     name: str
     n_bytes: int
     n_free: int
+    mps: bool = False
 
     @property
     def usable(self) -> int:
@@ -61,7 +62,6 @@ class Packing:
         per_gpu: how many trials each takes.
         limit: why no more.
         n_by_memory: how many its memory would hold.
-        mps: whether CUDA's Multi-Process Service runs there.
     """
 
     card: Card
@@ -70,7 +70,6 @@ class Packing:
     limit: Limit
     n_by_memory: int
     measured: Measured | None = None
-    mps: bool = False
 
     @property
     def share(self) -> float:

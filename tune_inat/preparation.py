@@ -147,7 +147,9 @@ class Preparation:
         cuts.look_at([trial.config for trial in self._trials])
         n_images = len(self._inputs.data.train.labels)
         sharing = Sharing(self._trials, cuts=cuts, probe=probe, n_images=n_images)
-        heavy = heavy_configs([trial.config for trial in self._trials], cuts, n_images=n_images)
+        is_auto = gpus is None and asked.takes_gpu(cluster)
+        configs = [trial.config for trial in self._trials] if is_auto else []
+        heavy = heavy_configs(configs, cuts, n_images=n_images)
         self._bench.rest()  # what this process has of a GPU is not the measure of what is free
         shares = GpuShares(
             cluster,

@@ -13,6 +13,7 @@ import torch
 from tune_inat.config import TrialConfig
 from tune_inat.frozen import run_frozen
 from tune_inat.micro_batches import is_out_of_memory
+from tune_inat.mps import mps_runs
 from tune_inat.packing import Card
 from tune_inat.probe import features_like, machine
 from tune_inat.recipe import Optimizer, training_loss
@@ -134,7 +135,7 @@ def card_of(device: torch.device) -> Card:
     """A GPU, with what is free of it now; of a CPU, which only tests measure, the machine's memory."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)  # makes a context there
-        return Card(machine(device)[0], total, free)
+        return Card(machine(device)[0], total, free, mps_runs())
     page = os.sysconf("SC_PAGE_SIZE")
     total, free = os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
     return Card(machine(device)[0], total, free)

@@ -8,7 +8,6 @@ from tune_inat.devices import Asked, Cluster, Devices, Node, Place, device_optio
 from tune_inat.errors import ResourceError
 from tune_inat.gauge import Gauge, PretendedGauge, local_gauge
 from tune_inat.job import Job
-from tune_inat.mps import mps_runs
 from tune_inat.packing import Card, Packing, pack, spread
 from tune_inat.pretended import PRETENDED_VARIABLE, pretended_gpus
 from tune_inat.probe import Probe
@@ -109,8 +108,7 @@ class GpuShares:
                 "0.25, for one, would put four on each."
             )
             return replace(alone, limit="unmeasured")
-        packing = pack(card, measured, n_gpus=n_gpus, n_by_cores=n_by_cores, n_wanted=n_wanted)
-        return replace(packing, mps=mps_runs())
+        return pack(card, measured, n_gpus=n_gpus, n_by_cores=n_by_cores, n_wanted=n_wanted)
 
     def _about_cpu_trials(self) -> list[str]:
         if not self._asked.takes_gpu(self._cluster):

@@ -70,12 +70,14 @@ class LiveTable:
     def _headline(self, n_running: int, width: int) -> Table:
         """How many trials are done and run, how fast, how long the rest takes; as a bar, the work done."""
         standings = self._standings
-        left = standings.seconds_left(self._elapsed)
+        is_over = standings.n_done >= standings.total
+        left = None if is_over else standings.seconds_left(self._elapsed)
+        state = "all ended" if is_over else f"{n_running} running" if standings.trials else "starting"
         line = Table.grid(padding=(0, GAP, 0, 0))
         texts = [
             Text("trials", style="bold"),
             Text(f"{standings.n_done:,}/{standings.total:,}"),
-            Text(f"{n_running} running" if standings.trials else "starting", style="dim"),
+            Text(state, style="dim"),
         ]
         if left is not None:
             texts += [Text(f"about {estimate(left)} left", style="dim")]

@@ -9,7 +9,7 @@ import pytest
 import ray
 import yaml
 
-from tests.readme import README
+from tests.readme import README, own_machines
 
 moto = pytest.importorskip("moto", reason="moto is not installed")
 from ray.autoscaler._private.aws import config as aws_config  # noqa: E402 (needs boto3, as moto does)
@@ -87,16 +87,11 @@ def disk_gigabytes(instance: dict[str, Any], boto3: Any) -> list[int]:
 
 def test_ray_takes_the_files(settings: dict[str, Any]) -> None:
     validate_config(prepare_config(settings))
-    validate_config(prepare_config(own_machines()))
-
-
-def own_machines() -> dict[str, Any]:
-    read: dict[str, Any] = yaml.safe_load((FILE.parent / "own_machines.yaml").read_text())
-    return read
+    validate_config(prepare_config(yaml.safe_load(own_machines())))
 
 
 def test_machines_of_ones_own_are_set_up_as_those_of_aws(settings: dict[str, Any]) -> None:
-    own = own_machines()
+    own = yaml.safe_load(own_machines())
     assert own["file_mounts"] == settings["file_mounts"]
     assert own["setup_commands"][0] == settings["setup_commands"][0]
     assert own["setup_commands"][2:] == settings["setup_commands"][2:]

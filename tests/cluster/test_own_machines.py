@@ -1,4 +1,4 @@
-"""`own_machines.yaml` brought up on machines that have nothing but Python, as the README says."""
+"""The file for machines of one's own brought up on machines that have only Python, as the README says."""
 
 import os
 import shutil
@@ -11,6 +11,7 @@ from tests.benches import write_images
 from tests.cluster.aws import PIP_CONFIG, make_environment
 from tests.cluster.cluster import Cluster, summary_in
 from tests.cluster.testbed import REPOSITORY, test_bed, why_not
+from tests.readme import own_machines
 
 pytestmark = [
     pytest.mark.end_to_end,
@@ -34,7 +35,7 @@ parameters:
 def test_ray_up_a_search_and_ray_down(tmp_path: Path) -> None:
     with test_bed(tmp_path / "bed", workers=2, user="me") as bed:
         laptop, shared = bed.nodes["laptop"], bed.shared
-        text = (REPOSITORY / "own_machines.yaml").read_text()
+        text = own_machines()
         for number, name in enumerate(("head", "worker1", "worker2"), start=1):
             text = text.replace(f"192.0.2.{number}", bed.nodes[name].address)
         home = laptop.folder / "root"

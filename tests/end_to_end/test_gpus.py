@@ -107,7 +107,7 @@ ray.init(sys.argv[1], log_to_driver=False)
 bench = make_bench(write_images(Path("images")), Store(Path("cache")))
 (node,) = [node for node in cluster_of(ray.nodes()).machines if node.card == "A100"]
 with processes_on(node, bench.job, device="cpu") as processes:
-    print(processes.card().n_bytes > 0, processes.rate(config_of(freeze=1.0), 1) > 0)
+    print(processes.card().n_bytes > 0, processes.rate(config_of(freeze=1.0), 1)["rate"] > 0)
 """
 
 

@@ -1,5 +1,6 @@
 """Disks that are full, read-only or another user's: said with what needs how much, and gone on from."""
 
+import errno
 import os
 import subprocess
 import tempfile
@@ -136,8 +137,9 @@ def test_part_of_the_cache_that_belongs_to_another_user_is_refused(tmp_path: Pat
             pass
 
 
-def test_error_whose_chain_comes_back_to_itself_is_looked_at_once() -> None:
-    """As `raise error from error` makes it: a search must not hang on what it would have told."""
-    error = OSError("AF_UNIX path too long")
-    error.__cause__ = error
-    assert not is_of_full_disk(error)
+def test_search_for_a_full_disk_comes_to_an_end_where_causes_go_round_in_circles() -> None:
+    first, second = RuntimeError("first"), RuntimeError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert not is_of_full_disk(first)
+    second.__cause__ = OSError(errno.ENOSPC, "full")
+    assert is_of_full_disk(first)
