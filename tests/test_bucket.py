@@ -34,6 +34,13 @@ def test_what_is_not_there_is_no_error(bucket: Bucket, tmp_path: Path) -> None:
     folder.remove("a")
 
 
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "a//b"])
+def test_names_that_lead_elsewhere_are_refused(bucket: Bucket, name: str) -> None:
+    bucket.put(f"runs/grid/{name}", b"x")
+    with pytest.raises(DataError, match="is not a path below it"):
+        RemoteFolder(bucket.uri("runs"), "grid").files(recursive=True)
+
+
 def test_what_is_removed_is_gone(bucket: Bucket) -> None:
     folder = RemoteFolder(bucket.uri("runs"))
     for name in ("a", "b/c"):
