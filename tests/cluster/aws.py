@@ -155,7 +155,8 @@ class SimulatedAws:
         (root / ".aws" / "credentials").write_text(CREDENTIALS)
         (root / ".aws" / "config").write_text(CONFIG)
         (root / ".config" / "pip" / "pip.conf").write_text(PIP_CONFIG)
-        (root / ".bashrc").write_text(f"export AWS_ENDPOINT_URL={ENDPOINT}\n")
+        # Asked for "1 to 2 machines" moto starts one, AWS two: they are asked for one by one.
+        (root / ".bashrc").write_text(f"export AWS_ENDPOINT_URL={ENDPOINT} AUTOSCALER_MAX_LAUNCH_BATCH=1\n")
         shutil.copytree(self.bed.folder / "venv", root / "venv", symlinks=True)
         return self.bed.add(name, last, key=made.stdout, also=public)
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.benches import write_images
-from tests.cluster.aws import SimulatedAws, filled_in, simulated_aws
+from tests.cluster.aws import ENDPOINT, SimulatedAws, filled_in, simulated_aws
 from tests.cluster.testbed import REPOSITORY, why_not
 from tests.faults.processes import reported_twice
 
@@ -29,7 +29,7 @@ pytestmark = [
 
 PROFILE = "tune-inat-worker"
 WAIT_SECONDS = 400.0
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "AWS_ENDPOINT_URL": ENDPOINT}
 # Two families of many short epochs: time to take a machine away in.
 SPACE = """
 method: grid
@@ -75,6 +75,12 @@ class Account:
         path = self.aws.laptop.folder / "tmp" / "journal"
         lines = path.read_text().split("\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines]
+
+    def has_succeeded(self) -> bool:
+        """Whether the job has ended well."""
+        status = self.run("ray job status --address http://127.0.0.1:8265 first").stdout
+        assert "failed" not in status, self.run("ray job logs --address http://127.0.0.1:8265 first").stdout
+        return "succeeded" in status
 
     def workers(self, *states: str) -> list[str]:
         """The workers' ids."""
@@ -129,14 +135,13 @@ def test_search_brings_its_machines_survives_the_loss_of_one_and_lets_them_go(ac
         submitted = account.run(f"{submit} --no-wait -- {job}")
         assert submitted.returncode == 0, submitted.stdout + submitted.stderr
         say("ray job submit")
-        account.await_that("2 workers on demand", lambda: len(account.workers("running")) == 2)
+        account.await_that("2 workers on demand", lambda: comes_to(account, 2))
         account.await_that("both train", lambda: len(machines_in(account.events())) == 2)
         lost = account.workers("running")[0]
         account.aws.terminate(lost)
         say(f"a spot instance is taken: {lost}")
         account.await_that("another comes", lambda: len(set(account.workers("running")) - {lost}) == 2)
-        status = "ray job status --address http://127.0.0.1:8265 first"
-        account.await_that("the search ends", lambda: "succeeded" in account.run(status).stdout)
+        account.await_that("the search ends", account.has_succeeded)
     finally:
         dashboard.terminate()
         dashboard.wait()
@@ -157,6 +162,12 @@ def test_search_brings_its_machines_survives_the_loss_of_one_and_lets_them_go(ac
     down = account.run("ray down -y ~/cluster.yaml")
     assert down.returncode == 0, down.stdout + down.stderr
     account.await_that("ray down: nothing is left", lambda: account.aws.of_type("head", "running") == {})
+
+
+def comes_to(account: Account, n: int) -> bool:
+    """Whether so many workers run; the job has not ended before."""
+    assert not account.has_succeeded()
+    return len(account.workers("running")) == n
 
 
 def machines_in(events: list[dict[str, Any]]) -> dict[str, int]:

@@ -72,9 +72,7 @@ def undisturbed(cluster: Cluster) -> dict[str, Any]:
     """What comes of it on one machine that nothing happens to."""
     alone = cluster.search(probing(cluster, "undisturbed"))
     assert alone.returncode == 0, alone.stderr
-    summary = summary_in(cluster.bed.shared / "undisturbed" / "probes-photos")
-    assert summary["reuse"]["epochs_trained"] == N_EPOCHS
-    return summary
+    return summary_in(cluster.bed.shared / "undisturbed" / "probes-photos")
 
 
 def start(cluster: Cluster, storage: str, *, node: str = "head") -> Search:
