@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks import gpu
@@ -240,7 +241,7 @@ def test_what_a_row_leaves_running_is_ended(tmp_path: Path, is_interrupted: bool
 def test_without_a_gpu_there_is_nothing_to_see(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main([]) == 2
     assert "there is no CUDA GPU here" in capsys.readouterr().err
 
