@@ -31,8 +31,8 @@ def test_what_trials_take_is_measured_once_in_processes_of_their_own(
 ) -> None:
     bench = make_bench(images, store)
     measured = gauge_on(bench, store).measure([LIGHT, HEAVY], 2)
-    # ResNet-18 has 45 MB of parameters: as many gradients, twice as many of Adam's moments.
-    assert measured.step_bytes > 4 * 44_000_000
+    # ResNet-18 has 45 MB of parameters: beside them, as many gradients and twice as many of Adam's moments.
+    assert measured.step_bytes > 3 * 44_000_000
     assert set(measured.throughput) == {1, 2}
     assert all(rate > 0 for rate in measured.throughput.values())
 
