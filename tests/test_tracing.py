@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,14 @@ from tune_inat.freeze import frozen_tensors, trainable_state
 from tune_inat.graph import INPUT
 from tune_inat.tracing import Suffix, Traced, trace
 
-TORCHVISION = models.list_models(module=models)
+# One of each family of torchvision; TUNE_INAT_ALL_MODELS=1 takes all 80 classifiers: two more minutes.
+FAMILIES = (
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet"),
+    *("inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf"),
+    *("regnet_y_400mf", "resnet18", "resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1"),
+    *("swin_t", "swin_v2_t", "vgg11", "vgg11_bn", "vit_b_32", "wide_resnet50_2"),
+)
+TORCHVISION = models.list_models(module=models) if "TUNE_INAT_ALL_MODELS" in os.environ else list(FAMILIES)
 TIMM = [
     "timm/beit_base_patch16_224",  # relative positions
     "timm/caformer_s18",

@@ -1,7 +1,8 @@
 """`cluster.yaml` really brought up, as in the README: `ray up`, a search that has machines come, `ray down`.
 
 AWS is simulated (see `aws`). All else is real: Ray's launcher and autoscaler, ssh and rsync, the setup
-commands, the search. It takes four minutes: `TUNE_INAT_AWS=1 pytest tests/cluster/test_aws_simulation.py`.
+commands, the search. It takes four minutes, and the extra `cluster`, with which each start of Ray takes
+longer: `TUNE_INAT_AWS=1 pytest tests/cluster/test_aws_simulation.py`.
 """
 
 import json
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -24,6 +26,7 @@ from tests.faults.processes import reported_twice
 pytestmark = [
     pytest.mark.end_to_end,
     pytest.mark.skipif("TUNE_INAT_AWS" not in os.environ, reason="TUNE_INAT_AWS=1 takes four minutes"),
+    pytest.mark.skipif(find_spec("aiohttp_cors") is None, reason="it needs pip install -e '.[cluster]'"),
     pytest.mark.skipif(why_not() is not None, reason=f"no test bed: {why_not()}"),
 ]
 
