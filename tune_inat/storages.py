@@ -79,8 +79,15 @@ class FolderStorage:
             try:
                 yield None
             finally:
-                if self._is_for_once and self.states_root is not None:
-                    shutil.rmtree(self.states_root, ignore_errors=True)
+                self._forget_states()
+
+    def _forget_states(self) -> None:
+        if self.states_root is None:
+            return
+        if self._is_for_once:
+            shutil.rmtree(self.states_root, ignore_errors=True)
+        with suppress(OSError):  # a search that was refused leaves nothing, not even an empty folder
+            (self.root / STATES_FOLDER).rmdir()
 
 
 class BucketStorage:
