@@ -23,6 +23,7 @@ from benchmarks.rows import Measurement, RowName
 from benchmarks.task import Task, make_task
 from benchmarks.timing import TimedTrial, TimedTrials, makespan, scale_up
 from tests.benches import IMAGE_SIZE, config_of, make_bench, reports_of, write_images
+from tests.slow import slow
 from tune_inat.backbone import load_backbone
 from tune_inat.errors import UserError
 from tune_inat.freeze import frozen_tensors
@@ -239,6 +240,7 @@ def test_what_a_row_leaves_running_is_ended(tmp_path: Path, is_interrupted: bool
 
 
 @pytest.mark.end_to_end
+@slow
 def test_quick_scale_has_a_row_of_each_kind() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.scale", "--quick"],

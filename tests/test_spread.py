@@ -14,6 +14,7 @@ from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tests.benches import config_of, make_bench, write_images
+from tests.slow import slow
 from tune_inat.config import TrialConfig
 from tune_inat.features import CutFeatures, open_features
 from tune_inat.handout import Rates
@@ -141,6 +142,7 @@ def test_all_nodes_have_the_bits_of_one_machine(
             assert np.array_equal(open_features(nodes.store(name), cut), expected)
 
 
+@slow
 def test_node_that_joins_late_fetches_and_computes_nothing(
     together: tuple[Spread, Workbench, dict[str, list[str]]], alone: Workbench, nodes: Nodes
 ) -> None:
@@ -188,6 +190,7 @@ def weights_there(job: Job, neighbours: Neighbours, config: TrialConfig) -> str:
         return open_worker_bench(job, neighbours).load(config).backbone.weights_key
 
 
+@slow
 def test_node_that_is_lost_leaves_its_shards_to_others(
     nodes: Nodes, many: Path, own_cache: Path, tmp_path: Path
 ) -> None:

@@ -21,6 +21,10 @@ class Slots:
         self._cluster = cluster
         self._taken: dict[str, str] = {}  # the kind, by Tune's id of the trial
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For Tune, which pickles its searcher and never reads that: a live cluster is nothing to be kept."""
+        return {"_places": self._places}
+
     def take(self, trial_id: str) -> dict[str, Any] | None:
         """A place for a trial: its `kind`, `cpus`, `gpus` and `nodes`; `None` while all are taken."""
         machines = self._cluster().machines

@@ -19,6 +19,7 @@ from tests.benches import write_images
 from tests.cluster.cluster import Cluster, Search, ray_cluster, summary_in
 from tests.cluster.testbed import why_not
 from tests.faults.processes import reported_twice
+from tests.slow import slow
 from tune_inat.watcher import LOST_MACHINE
 
 pytestmark = [
@@ -204,6 +205,7 @@ def summary_in_bucket(cluster: Cluster) -> dict[str, Any]:
     return summary
 
 
+@slow
 def test_bucket_that_some_nodes_do_not_reach_is_refused(cluster: Cluster, bucket: str) -> None:
     here = f"endpoint_override=127.0.0.1:{S3_PORT}&scheme=http&region=us-east-1"
     ran = cluster.search(f"{SMALL} --storage 's3://key:secret@runs?{here}'")
@@ -213,6 +215,7 @@ def test_bucket_that_some_nodes_do_not_reach_is_refused(cluster: Cluster, bucket
     assert "secret" not in ran.stderr
 
 
+@slow
 def test_search_in_a_bucket_has_the_same_numbers_and_outlives_the_disk_of_its_head(
     cluster: Cluster, bucket: str
 ) -> None:
@@ -266,6 +269,7 @@ def test_machine_that_takes_the_place_of_a_lost_one_is_given_trials(cluster: Clu
     assert reported_twice(search.events()) == []
 
 
+@slow
 def test_worker_that_is_lost_costs_at_most_the_epochs_in_flight(
     cluster: Cluster, undisturbed: dict[str, Any]
 ) -> None:
@@ -276,6 +280,7 @@ def test_worker_that_is_lost_costs_at_most_the_epochs_in_flight(
     assert [event["reason"] for event in search.events() if event["event"] == "failure"] == [LOST_MACHINE]
 
 
+@slow
 def test_head_is_lost_and_the_same_command_goes_on_on_another_cluster(
     cluster: Cluster, undisturbed: dict[str, Any]
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tests.buckets import Bucket
 from tests.end_to_end.command import Ran, run
 from tests.faults.processes import Search, new_search, reported_twice, table_of
+from tests.slow import slow
 
 pytest_plugins = ["tests.bucket_fixtures"]
 pytestmark = pytest.mark.end_to_end
@@ -116,12 +117,14 @@ def life(bucket_server: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Lif
     )
 
 
+@slow
 def test_bucket_that_goes_away_ends_the_search_with_1(life: Life) -> None:
     assert life.cut_off.code == 1, life.cut_off.out
     assert "the same command goes on with it" in life.cut_off.out
     assert "Traceback" not in life.cut_off.out
 
 
+@slow
 def test_search_goes_on_from_the_bucket_when_its_machine_is_lost(life: Life) -> None:
     assert life.ended.code == 0, life.ended.out
     assert 0 < life.n_before < N_EPOCHS
@@ -129,6 +132,7 @@ def test_search_goes_on_from_the_bucket_when_its_machine_is_lost(life: Life) -> 
     assert reported_twice(life.events) == []  # only what had not been reported was trained again
 
 
+@slow
 def test_bucket_has_all_that_a_folder_would_have(life: Life) -> None:
     left = life.bucket.files(RUN).keys()
     assert left >= LEFT
@@ -136,6 +140,7 @@ def test_bucket_has_all_that_a_folder_would_have(life: Life) -> None:
     assert life.bucket.files("runs/.states")
 
 
+@slow
 def test_same_command_on_one_more_machine_trains_nothing(life: Life) -> None:
     assert life.again.code == 0, life.again.out
     assert "All 4 trials are done already." in life.again.out
@@ -143,6 +148,7 @@ def test_same_command_on_one_more_machine_trains_nothing(life: Life) -> None:
     assert summary_in(life.bucket)["reuse"]["epochs_trained"] == 0
 
 
+@slow
 def test_results_report_and_predict_read_from_the_bucket(life: Life) -> None:
     listed = life.run("results", life.bucket.uri("runs"), "--json")
     assert [each["name"] for each in listed.json()] == ["tiny-photos"]
@@ -155,6 +161,7 @@ def test_results_report_and_predict_read_from_the_bucket(life: Life) -> None:
     assert predicted.json()[0]["predictions"][0]["class"] in {"red", "green", "blue"}
 
 
+@slow
 def test_what_is_not_in_the_bucket_is_said_by_its_uri(life: Life) -> None:
     missing = life.run("report", life.bucket.uri("nowhere"))
     assert (missing.code, missing.err) == (2, "s3://a-bucket/nowhere: there is nothing here.\n")

@@ -12,6 +12,7 @@ from torchvision.models import resnet18
 
 from tests.benches import write_images
 from tests.end_to_end.command import Ran, run
+from tests.slow import slow
 from tests.wandb_files import read_offline_runs
 from tune_inat.runs import STUDY_FILE
 from tune_inat.searchers import open_study_storage
@@ -82,6 +83,7 @@ def test_weights_file_is_found_by_the_workers_and_is_the_same_by_any_path(
     assert listed.code == 0, listed.err
 
 
+@slow
 def test_space_that_changes_under_a_name_trains_only_what_is_new(
     run_sweep: RunSweep, hostile_path: Path
 ) -> None:
@@ -129,6 +131,7 @@ def test_no_reuse_begins_anew_whatever_the_folder_holds(run_sweep: RunSweep, hos
     assert "val_accuracy" in json.loads((folder / "best_model" / "metrics.json").read_text())
 
 
+@slow
 def test_search_whose_time_is_over_says_what_is_left_and_goes_on(
     run_sweep: RunSweep, hostile_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from tests.end_to_end.command import run, run_python
+from tests.slow import slow
 from tune_inat.pretended import PRETENDED_VARIABLE
 
 pytestmark = pytest.mark.end_to_end
@@ -111,6 +112,7 @@ with processes_on(node, bench.job, device="cpu") as processes:
 """
 
 
+@slow
 def test_nodes_take_trials_by_what_they_have(cluster: Cluster, tmp_path: Path, own_cache: Path) -> None:
     sweep = tmp_path / "small.yaml"
     sweep.write_text(SWEEP)

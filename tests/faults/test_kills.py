@@ -29,6 +29,7 @@ from tests.faults.processes import (
     reported_twice,
     table_of,
 )
+from tests.slow import slow
 from tune_inat.errors import EXIT_DONE, EXIT_USAGE
 from tune_inat.runs import STUDY_FILE
 from tune_inat.searchers import open_study_storage
@@ -116,6 +117,7 @@ def test_search_killed_at_random_moments_ends_with_the_same_table(
         note(search=search.cwd.name, trained=trained, undisturbed=expected["reuse"]["epochs_trained"])
 
 
+@slow
 def test_ray_that_dies_as_it_starts_is_said_in_words(tmp_path: Path) -> None:
     search = new_search(tmp_path, GRID, "--wandb", "disabled")
     running = search.start()
@@ -127,6 +129,7 @@ def test_ray_that_dies_as_it_starts_is_said_in_words(tmp_path: Path) -> None:
     running.seconds_until_idle()
 
 
+@slow
 def test_ray_that_dies_while_trials_run_is_said_in_words(tmp_path: Path) -> None:
     search = new_search(tmp_path, PROBES, "--wandb", "disabled")
     running = search.start()

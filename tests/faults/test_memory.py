@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.benches import config_of, make_bench, numbers_of, reports_of, write_images
 from tests.end_to_end.command import Ran, run, run_python
 from tests.faults.disturbed import parse_strictly, running_search
+from tests.slow import slow
 from tune_inat import recipe
 from tune_inat.config import TrialConfig
 from tune_inat.store import Store
@@ -249,6 +250,7 @@ def test_search_with_failures_behind_it_can_be_compared(short_of_memory: ShortOf
 
 
 @pytest.mark.end_to_end
+@slow
 def test_kill_by_rays_memory_monitor_fails_the_trial_and_not_the_search(
     short_of_memory: ShortOfMemory,
 ) -> None:

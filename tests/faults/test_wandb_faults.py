@@ -11,6 +11,7 @@ import pytest
 
 from tests.benches import write_images
 from tests.end_to_end.command import Ran, run
+from tests.slow import slow
 from tests.wandb_files import read_offline_runs
 from tests.wandb_searches import ALL_EPOCHS, epochs_of, search_once, use_server
 from tests.wandb_server import API_KEY, WandbServer
@@ -156,6 +157,7 @@ def refused(undisturbed: Path) -> Ran:
 
 
 @pytest.mark.end_to_end
+@slow
 def test_search_that_w_and_b_refuses_has_the_same_results(undisturbed: Path, refused: Ran) -> None:
     assert refused.code == 0, refused.err
     assert refused.err.count("W&B refuses") == 1
@@ -170,6 +172,7 @@ def test_search_that_w_and_b_refuses_has_the_same_results(undisturbed: Path, ref
 
 @pytest.mark.end_to_end
 @pytest.mark.usefixtures("refused")
+@slow
 def test_search_whose_w_and_b_disk_is_full_has_the_same_results(undisturbed: Path) -> None:
     with full_disk(undisturbed / "runs" / "disturbed" / "wandb", "8k"):
         ran = search(undisturbed, "disturbed", "--wandb", "offline")
