@@ -1,4 +1,4 @@
-"""What takes a minute or more is run before a release, `TUNE_INAT_SLOW=1 pytest`: CI has 20 minutes in all."""
+"""What takes a minute or more is run before a release, `TUNE_INAT_SLOW=1 pytest`: CI has 20 minutes."""
 
 import os
 
