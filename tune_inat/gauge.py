@@ -1,13 +1,13 @@
 """What trials take of a GPU: measured in processes of their own, on the GPU itself, and kept in the store."""
 
 import os
-import pickle
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, Pipe
 from typing import Any, Protocol
 
 import numpy as np
@@ -243,8 +243,9 @@ def heavy_configs(configs: Sequence[TrialConfig], cuts: Cuts, *, n_images: int) 
 class GaugeProcess:
     """A process that trains on a GPU when it is asked to."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", connection: Connection) -> None:
         self._process = process
+        self._connection = connection
 
     def ask(self, what: str, *arguments: Any) -> Any:
         """Its answer to a question of `rehearsal.Answers`."""
@@ -253,10 +254,8 @@ class GaugeProcess:
 
     def send(self, *question: Any) -> None:
         """Ask, and do something else while it works."""
-        assert self._process.stdin is not None
         try:
-            pickle.dump(question, self._process.stdin)
-            self._process.stdin.flush()
+            self._connection.send(question)
         except OSError as error:
             raise ResourceError("The process that measures the GPU has ended.") from error
 
@@ -267,10 +266,9 @@ class GaugeProcess:
             torch.OutOfMemoryError: it has no room for what it was asked.
             ResourceError: it failed otherwise.
         """
-        assert self._process.stdout is not None
         try:
-            is_well, answer = pickle.load(self._process.stdout)
-        except (EOFError, pickle.UnpicklingError) as error:
+            is_well, answer = self._connection.recv()
+        except (EOFError, OSError) as error:
             code = self._process.wait()
             raise ResourceError(f"The process that measures the GPU has ended with code {code}.") from error
         if is_well:
@@ -290,22 +288,26 @@ def gauge_process(job: Job, device: int) -> Iterator[GaugeProcess]:
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         **({"CUDA_VISIBLE_DEVICES": names[device]} if job.device == "cuda" else {}),
     }
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from tune_inat.rehearsal import main; main()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-        start_new_session=True,  # Ctrl-C comes to us alone
-    )
+    ours, theirs = Pipe()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"from tune_inat.rehearsal import main; main({theirs.fileno()})"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # Ctrl-C comes to us alone
+        )
     try:
-        child = GaugeProcess(process)
+        child = GaugeProcess(process, ours)
         here = Store(default_root())  # the job's own may be on another machine
         child.send(replace(job, store=here, host="", files={}, n_threads=1, memory_fraction=None))
         yield child
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        ours.close()
 
 
 def _ask_all(processes: "Sequence[GaugeProcess]", *question: Any) -> list[Any]:

@@ -1,12 +1,11 @@
 """A process that takes a trial's steps on random activations, to find out what they need of a GPU."""
 
 import os
-import pickle
-import resource
-import sys
 import time
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -141,13 +140,13 @@ def card_of(device: torch.device) -> Card:
     return Card(machine(device)[0], total, free)
 
 
-def serve(questions: BinaryIO, replies: BinaryIO) -> None:
-    """Answer pickled questions, the first of which is the search's job, until there are no more."""
+def serve(connection: Connection) -> None:
+    """Answer questions, the first of which is the search's job, until there are no more."""
     answers: Answers | None = None
-    (job,) = pickle.load(questions)
+    (job,) = connection.recv()
     while True:
         try:
-            what, *arguments = pickle.load(questions)
+            what, *arguments = connection.recv()
         except EOFError:
             return
         try:
@@ -155,21 +154,15 @@ def serve(questions: BinaryIO, replies: BinaryIO) -> None:
             reply: tuple[bool, Any] = (True, answers.answer(what, *arguments))
         except Exception as error:  # noqa: BLE001  # the asking process says it
             reply = (False, None if is_out_of_memory(error) else f"{type(error).__name__}: {error}")
-        pickle.dump(reply, replies)
-        replies.flush()
+        connection.send(reply)
 
 
-def main() -> None:
-    """Serve on the standard streams; what libraries print goes nowhere."""
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    serve(sys.stdin.buffer, replies)
+def main(file: int) -> None:
+    """Serve the process that started this one, by the open file that it handed on."""
+    serve(Connection(file))
 
 
 def _most_resident() -> int:
-    """The most bytes that this process has had in memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-if __name__ == "__main__":
-    main()
+    """The most bytes that this process has had in memory; `getrusage` has its parent's as well."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
