@@ -25,6 +25,11 @@ class Bucket:
         return f"s3://{self.name}/{below}".rstrip("/")
 
     @property
+    def options(self) -> str:
+        """What a URI needs where the environment does not say where the server is."""
+        return f"?endpoint_override={self.endpoint.partition('://')[2]}&scheme=http&region={REGION}"
+
+    @property
     def client(self) -> Any:
         """Another library's view of it."""
         return boto3.client(

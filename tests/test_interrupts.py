@@ -44,9 +44,12 @@ def test_block_that_does_not_end_by_itself_is_interrupted_after_all() -> None:
 
 
 def test_block_that_settles_may_take_its_time() -> None:
+    came_to_its_end = False
     with interruptible() as interruption, interruption.gently(interruption.settle, within_seconds=0.05):
         signal.raise_signal(signal.SIGINT)
         time.sleep(0.2)
+        came_to_its_end = True
+    assert came_to_its_end
 
 
 def test_second_signal_in_a_notebook_ends_the_search_and_not_the_kernel() -> None:

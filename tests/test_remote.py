@@ -1,85 +1,22 @@
 """Images in a bucket become a folder here, copied once; from an S3 server of our own on loopback."""
 
 import os
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
+from tests.buckets import Bucket
 from tune_inat.errors import DataError
 from tune_inat.folders import is_image_name
 from tune_inat.meter import SilentMeter
 from tune_inat.remote import copy_images, hide_secrets
 
-
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield server.get_host_and_port()[1]
-    server.stop()
+pytest_plugins = ["tests.bucket_fixtures"]
 
 
-@pytest.fixture
-def bucket(port: int, monkeypatch: pytest.MonkeyPatch) -> "Bucket":
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "127.0.0.1")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    return Bucket(port)
-
-
-class Bucket:
-    """A bucket that is new for each test."""
-
-    n_made = 0
-
-    def __init__(self, port: int) -> None:
-        from pyarrow.fs import S3FileSystem
-
-        Bucket.n_made += 1
-        self.name = f"bucket-{Bucket.n_made}"
-        self.endpoint = f"127.0.0.1:{port}"
-        self.options = f"?endpoint_override={self.endpoint}&scheme=http&region=us-east-1"
-        self.file_system: Any = S3FileSystem(
-            endpoint_override=self.endpoint,
-            scheme="http",
-            region="us-east-1",
-            allow_bucket_creation=True,
-        )
-        self.file_system.create_dir(self.name)
-
-    def put(self, name: str, content: bytes) -> None:
-        with self.file_system.open_output_stream(f"{self.name}/{name}") as stream:
-            stream.write(content)
-
-    def put_raw(self, name: str, content: bytes) -> None:
-        """Put an object whose name pyarrow would not write."""
-        client = boto3.client("s3", endpoint_url=f"http://{self.endpoint}", region_name="us-east-1")
-        client.put_object(Bucket=self.name, Key=name, Body=content)
-
-    @contextmanager
-    def refusing(self) -> Iterator[None]:
-        """Have the server check credentials for a while; it knows none."""
-        self._check_credentials_after(b"0")
-        try:
-            yield
-        finally:
-            self._check_credentials_after(b"inf")
-
-    def _check_credentials_after(self, n_requests: bytes) -> None:
-        switch = f"http://{self.endpoint}/moto-api/reset-auth"
-        plain = {"Content-Type": "text/plain"}
-        urllib.request.urlopen(urllib.request.Request(switch, n_requests, plain)).close()
-
-    def uri(self, below: str = "images") -> str:
-        return f"s3://{self.name}/{below}{self.options}"
+def uri_of(bucket: Bucket, below: str = "images") -> str:
+    """A URI that says itself where the server is."""
+    return f"{bucket.uri(below)}{bucket.options}"
 
 
 def copy(uri: str, home: Path) -> dict[str, bytes]:
@@ -96,49 +33,49 @@ def test_images_are_copied_and_nothing_else(bucket: Bucket, hostile_path: Path) 
     bucket.put("images/a/huge.tar", b"no image")
     bucket.put("images/a/.hidden.png", b"hidden")
     bucket.put("other/4.png", b"elsewhere")
-    assert copy(bucket.uri(), hostile_path) == files
+    assert copy(uri_of(bucket), hostile_path) == files
 
 
 def test_what_is_there_is_not_copied_again(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put("images/a/1.png", b"one")
-    folder = copy_images(bucket.uri(), tmp_path, is_wanted=is_image_name, meter=SilentMeter())
+    folder = copy_images(uri_of(bucket), tmp_path, is_wanted=is_image_name, meter=SilentMeter())
     copied = folder / "a" / "1.png"
     times = copied.stat()
     copied.write_bytes(b"our")  # of the same size and date: only a second copy would undo it
     os.utime(copied, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert copy(bucket.uri(), tmp_path) == {"a/1.png": b"our"}
+    assert copy(uri_of(bucket), tmp_path) == {"a/1.png": b"our"}
 
 
 def test_changed_and_removed_files_are_followed(bucket: Bucket, tmp_path: Path) -> None:
     for name in ("a/1.png", "a/2.png", "b/3.png"):
         bucket.put(f"images/{name}", b"old")
-    copy(bucket.uri(), tmp_path)
+    copy(uri_of(bucket), tmp_path)
     bucket.put("images/a/1.png", b"newer")
-    bucket.file_system.delete_file(f"{bucket.name}/images/b/3.png")
-    assert copy(bucket.uri(), tmp_path) == {"a/1.png": b"newer", "a/2.png": b"old"}
+    bucket.remove("images/b/3.png")
+    assert copy(uri_of(bucket), tmp_path) == {"a/1.png": b"newer", "a/2.png": b"old"}
 
 
 def test_file_of_another_date_is_copied_again(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put("images/a/1.png", b"new")
-    folder = copy_images(bucket.uri(), tmp_path, is_wanted=is_image_name, meter=SilentMeter())
+    folder = copy_images(uri_of(bucket), tmp_path, is_wanted=is_image_name, meter=SilentMeter())
     (folder / "a" / "1.png").write_bytes(b"old")  # of the same size; written now, so later than the source
-    assert copy(bucket.uri(), tmp_path) == {"a/1.png": b"new"}
+    assert copy(uri_of(bucket), tmp_path) == {"a/1.png": b"new"}
 
 
 def test_folder_that_became_a_file_is_followed(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put("images/a/x.png/1.png", b"old")
-    copy(bucket.uri(), tmp_path)
-    bucket.file_system.delete_dir(f"{bucket.name}/images/a")
+    copy(uri_of(bucket), tmp_path)
+    bucket.remove("images/a/x.png/1.png")
     bucket.put("images/a/x.png", b"new")
-    assert copy(bucket.uri(), tmp_path) == {"a/x.png": b"new"}
+    assert copy(uri_of(bucket), tmp_path) == {"a/x.png": b"new"}
 
 
 def test_remains_of_a_cut_copy_are_no_harm(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put("images/a/1.png", b"one")
-    folder = copy_images(bucket.uri(), tmp_path, is_wanted=is_image_name, meter=SilentMeter())
+    folder = copy_images(uri_of(bucket), tmp_path, is_wanted=is_image_name, meter=SilentMeter())
     (folder / "a" / ".0123.part").write_bytes(b"half")
     (folder / "a" / "1.png").write_bytes(b"on")
-    assert copy(bucket.uri(), tmp_path) == {"a/1.png": b"one"}
+    assert copy(uri_of(bucket), tmp_path) == {"a/1.png": b"one"}
 
 
 def test_whole_bucket_may_be_given(bucket: Bucket, tmp_path: Path) -> None:
@@ -153,20 +90,20 @@ def test_missing_bucket_is_an_error(bucket: Bucket, tmp_path: Path) -> None:
 
 def test_missing_path_is_an_error(bucket: Bucket, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be listed .*Is the path right\?"):
-        copy(bucket.uri("nowhere"), tmp_path)
+        copy(uri_of(bucket, "nowhere"), tmp_path)
 
 
 def test_path_without_images_is_an_error(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put("images/a/1.txt", b"text")
     with pytest.raises(DataError, match="there are no images"):
-        copy(bucket.uri(), tmp_path)
+        copy(uri_of(bucket), tmp_path)
 
 
 def test_object_names_that_are_no_paths_are_refused(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put("images/a/1.png", b"one")
-    bucket.put_raw("images/a//b.png", b"two")
+    bucket.put("images/a//b.png", b"two")
     with pytest.raises(DataError, match=r"'a//b.png' is not a path below it"):
-        copy(bucket.uri(), tmp_path)
+        copy(uri_of(bucket), tmp_path)
 
 
 def test_files_of_a_file_uri_are_copied(hostile_path: Path) -> None:
@@ -187,7 +124,7 @@ def test_wrong_credentials_are_hinted_at(bucket: Bucket, tmp_path: Path) -> None
         bucket.refusing(),
         pytest.raises(DataError, match=r"(?s)cannot be listed .*Is AWS_ACCESS_KEY_ID right\?"),
     ):
-        copy(bucket.uri(), tmp_path)
+        copy(uri_of(bucket), tmp_path)
 
 
 def test_unknown_scheme_names_the_known(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -47,11 +47,13 @@ from tune_inat.tries import Tries
 from tune_inat.wandb_files import sync_line
 
 if TYPE_CHECKING:
+    from tune_inat.devices import Cluster, Devices
     from tune_inat.examination import Examination
     from tune_inat.forecast import Forecast
     from tune_inat.outcome import Examined
     from tune_inat.preparation import Preparation
     from tune_inat.shares import Measures
+    from tune_inat.spread import Spread
     from tune_inat.tracking import WandbTracker
     from tune_inat.workbench import Workbench
 
@@ -285,7 +287,7 @@ class _Conductor:
 
     def _run_trials(self, n_left: int) -> None:
         """Start Ray, say the plan, compute what trials share, run the trials."""
-        settings, space = self._settings, self._inputs.space
+        settings = self._settings
         with ExitStack() as session:
             with self._terminal.task("Planning", None, ""):
                 from tune_inat.cluster import ray_session
@@ -296,8 +298,7 @@ class _Conductor:
                     from tune_inat.nodes import check_storage
 
                     check_storage(self._storage)
-                from tune_inat.housekeeping import Housekeeper
-                from tune_inat.tuning import TrialRun, run_trials  # torch, while Ray starts
+                import tune_inat.tuning  # noqa: F401  # heavy, so while Ray starts
 
                 preparation = self._prepare(n_left)
                 self._forecast, devices = preparation.foresee(
@@ -311,57 +312,75 @@ class _Conductor:
             cpus = devices.cpus_per_trial if is_new and devices.gpus_per_trial == 0 else None
             keep_identity(self._folder, _identity(self._inputs), cpus_per_trial=cpus)
             self._terminal.plan_in_short(self._forecast.to_json())
-            bench = self._open_bench()
-            shared = None
-            if settings.address is None:
-                preparation.compute()
-            else:
-                from tune_inat.spread import spread
-
-                shared = spread(bench, preparation.configs, self._terminal)
-                self._effort.add(shared.work)
-                for notice in shared.notices:
-                    self._terminal.warn(notice)
-            self._effort.add(bench.take_work())
-            job = bench.job
-            ending = Ending(None if settings.max_hours is None else settings.max_hours * 3600)
-            if self._mirror is not None:
-                self._mirror.on_failure = ending.lose
-            tries = Tries(settings.max_failures)
-            tracker = self._wandb = self._tracker(ending.is_over, tries)
-            finished = self._remaining.finished()
-            costs = self._forecast.trial_seconds
-            with self._terminal.trials(n_left + len(finished), len(finished), self._metric, costs) as board:
-                run = TrialRun(
-                    job=job,
-                    devices=devices,
-                    n_trials=n_left,
-                    horizons=self._inputs.plan.horizons(),
-                    early_stopping=space.early_stopping,
-                    longest=longest_trial(space, self._inputs.fixed),
-                    finished=tuple(finished.values()),
-                    ending=ending,
-                    tries=tries,
-                    trial_seconds=costs,
-                    elsewhere=None if shared is None else shared.neighbours,
-                    cluster=cluster,
-                )
-                run_trials(
-                    run,
-                    self._remaining.proposer(n_left, self._terminal),
-                    effort=self._effort,
-                    ledger=self._ledger,
-                    observer=board.update,
-                    callbacks=[Housekeeper(job.store), *([tracker] if tracker is not None else [])],
-                )
+            shared = self._share_frozen(preparation)
+            self._train(n_left, devices, self._forecast.trial_seconds, cluster, shared)
             if shared is not None and not shared.is_here and not self._effort.is_interrupted:
                 from tune_inat.examination import Examination
 
-                self._examine(Examination(job, devices, shared.neighbours))
-        for problem in tracker.problems if tracker is not None else ():
+                self._examine(Examination(self._open_bench().job, devices, shared.neighbours))
+        for problem in self._wandb.problems if self._wandb is not None else ():
             self._terminal.warn(problem)
         if self._mirror is not None:
             self._mirror.check()
+
+    def _share_frozen(self, preparation: "Preparation") -> "Spread | None":
+        """Have frozen layers run, once for all trials; returns what became of it on a cluster."""
+        shared = None
+        if self._settings.address is None:
+            preparation.compute()
+        else:
+            from tune_inat.spread import spread
+
+            shared = spread(self._open_bench(), preparation.configs, self._terminal)
+            self._effort.add(shared.work)
+            for notice in shared.notices:
+                self._terminal.warn(notice)
+        self._effort.add(self._open_bench().take_work())
+        return shared
+
+    def _train(
+        self,
+        n_left: int,
+        devices: "Devices",
+        trial_seconds: Mapping[str, float],
+        cluster: Callable[[], "Cluster"],
+        shared: "Spread | None",
+    ) -> None:
+        """Run the trials that are left, before the user's eyes and with W&B."""
+        from tune_inat.housekeeping import Housekeeper
+        from tune_inat.tuning import TrialRun, run_trials
+
+        settings, space, job = self._settings, self._inputs.space, self._open_bench().job
+        ending = Ending(None if settings.max_hours is None else settings.max_hours * 3600)
+        if self._mirror is not None:
+            self._mirror.on_failure = ending.lose
+        tries = Tries(settings.max_failures)
+        tracker = self._wandb = self._tracker(ending.is_over, tries)
+        finished = self._remaining.finished()
+        n_trials = n_left + len(finished)
+        with self._terminal.trials(n_trials, len(finished), self._metric, trial_seconds) as board:
+            run = TrialRun(
+                job=job,
+                devices=devices,
+                n_trials=n_left,
+                horizons=self._inputs.plan.horizons(),
+                early_stopping=space.early_stopping,
+                longest=longest_trial(space, self._inputs.fixed),
+                finished=tuple(finished.values()),
+                ending=ending,
+                tries=tries,
+                trial_seconds=trial_seconds,
+                elsewhere=None if shared is None else shared.neighbours,
+                cluster=cluster,
+            )
+            run_trials(
+                run,
+                self._remaining.proposer(n_left, self._terminal),
+                effort=self._effort,
+                ledger=self._ledger,
+                observer=board.update,
+                callbacks=[Housekeeper(job.store), *([tracker] if tracker is not None else [])],
+            )
 
     def _examine(self, examination: "Examination") -> None:
         """Have a node examine the best model: this one takes no trials, so has no activations."""

@@ -112,29 +112,14 @@ def run_trials(
         callbacks: more of Tune's callbacks (W&B).
     """
     keep_keys_out_of_commands()
-    job, devices, ending = run.job, run.devices, run.ending
+    ending = run.ending
     take_memory_kills_for_deaths()
     with scratch_folder() as scratch:
         stop_file = scratch / "stop"
-        scheduler = make_scheduler(
-            run.early_stopping, run.longest, Metric(job.metric, job.goal), finished=run.finished
-        )
         ending.begin()
         losses = Losses()
-        searcher = FamilySearcher(
-            proposer,
-            metric=job.metric,
-            goal=job.goal,
-            n_ahead=run.n_trials if isinstance(proposer, PlannedProposer) else 1,
-            max_concurrent=devices.max_concurrent,
-            reuse=job.reuse,
-            seconds=run.trial_seconds if is_order_free(run) else {},
-            tries=run.tries,
-            has_lost_machine=losses.has_lost_machine,
-            is_over=ending.is_over,
-            slots=Slots(devices.places, run.cluster) if devices.places and run.cluster else None,
-        )
-        limited = ConcurrencyLimiter(searcher, devices.max_concurrent)
+        searcher = _make_searcher(run, proposer, losses)
+        limited = ConcurrencyLimiter(searcher, run.devices.max_concurrent)
         watcher = Watcher(
             ledger,
             observer,
@@ -146,21 +131,16 @@ def run_trials(
             tries=run.tries,
             hangs=HangWatch(run.trial_seconds),
         )
-        jobs = {place.kind: job_at(job, place) for place in devices.places}
-        share = WorkerShare(
-            job, run.horizons, run.early_stopping, stop_file, str(scratch), run.elsewhere, jobs
-        )
-        trainable = tune.with_resources(
-            tune.with_parameters(_train, share=share),
-            {"cpu": devices.cpus_per_trial, "gpu": devices.gpus_per_trial}
-            if not devices.places
-            else resources_at,
-        )
         tuner = tune.Tuner(
-            trainable,
+            _make_trainable(run, stop_file, search_id=str(scratch)),
             tune_config=tune.TuneConfig(
                 search_alg=limited,
-                scheduler=scheduler,
+                scheduler=make_scheduler(
+                    run.early_stopping,
+                    run.longest,
+                    Metric(run.job.metric, run.job.goal),
+                    finished=run.finished,
+                ),
                 num_samples=run.n_trials * run.tries.most,  # each try is one to Tune
                 reuse_actors=True,  # its own time_budget_s goes by the clock on the wall, which may jump
             ),
@@ -182,6 +162,34 @@ def run_trials(
                 callback.on_experiment_end(trials=[])
         finally:
             effort.is_interrupted = ending.is_interrupted
+
+
+def _make_searcher(run: TrialRun, proposer: Proposer, losses: Losses) -> FamilySearcher:
+    job, devices = run.job, run.devices
+    return FamilySearcher(
+        proposer,
+        metric=job.metric,
+        goal=job.goal,
+        n_ahead=run.n_trials if isinstance(proposer, PlannedProposer) else 1,
+        max_concurrent=devices.max_concurrent,
+        reuse=job.reuse,
+        seconds=run.trial_seconds if is_order_free(run) else {},
+        tries=run.tries,
+        has_lost_machine=losses.has_lost_machine,
+        is_over=run.ending.is_over,
+        slots=Slots(devices.places, run.cluster) if devices.places and run.cluster else None,
+    )
+
+
+def _make_trainable(run: TrialRun, stop_file: Path, *, search_id: str) -> Any:
+    """What Tune runs for each trial, with what it asks Ray for."""
+    job, devices = run.job, run.devices
+    jobs = {place.kind: job_at(job, place) for place in devices.places}
+    share = WorkerShare(job, run.horizons, run.early_stopping, stop_file, search_id, run.elsewhere, jobs)
+    everywhere = {"cpu": devices.cpus_per_trial, "gpu": devices.gpus_per_trial}
+    return tune.with_resources(
+        tune.with_parameters(_train, share=share), resources_at if devices.places else everywhere
+    )
 
 
 def is_order_free(run: TrialRun) -> bool:

@@ -21,7 +21,7 @@ import pytest
 from tests.benches import write_images
 from tests.cluster.aws import ENDPOINT, SimulatedAws, filled_in, simulated_aws
 from tests.cluster.testbed import REPOSITORY, why_not
-from tests.faults.processes import reported_twice
+from tests.faults.processes import probes, reported_twice
 
 pytestmark = [
     pytest.mark.end_to_end,
@@ -33,19 +33,7 @@ pytestmark = [
 PROFILE = "tune-inat-worker"
 WAIT_SECONDS = 400.0
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "AWS_ENDPOINT_URL": ENDPOINT}
-# Two families of many short epochs: time to take a machine away in.
-SPACE = """
-method: grid
-metric: {name: val_accuracy, goal: maximize}
-parameters:
-  model: {value: resnet18}
-  weights: {value: none}
-  image_size: {value: 224}
-  batch_size: {value: 4}
-  epochs: {values: [400, 800]}
-  freeze: {value: 1.0}
-  lr: {values: [1.0e-2, 1.0e-3]}
-"""
+SPACE = probes(800)
 N_EPOCHS = 1600  # that it trains
 SEARCH = (
     "--address auto --space probes.yaml --data s3://tune/photos --storage s3://tune/runs --wandb offline "

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import ray
 import yaml
+from jsonschema import ValidationError  # type: ignore[import-untyped]  # Ray checks by it
 
 from tests.readme import README, own_machines
 
@@ -85,9 +86,11 @@ def disk_gigabytes(instance: dict[str, Any], boto3: Any) -> list[int]:
     return [volume["Size"] for volume in described]
 
 
-def test_ray_takes_the_files(settings: dict[str, Any]) -> None:
-    validate_config(prepare_config(settings))
-    validate_config(prepare_config(yaml.safe_load(own_machines())))
+def test_ray_takes_the_files_and_would_not_take_a_misspelt_key(settings: dict[str, Any]) -> None:
+    for config in (settings, yaml.safe_load(own_machines())):
+        validate_config(prepare_config(config))
+        with pytest.raises(ValidationError, match="idle_minutes"):
+            validate_config(prepare_config({**config, "idle_minutes": 5}))
 
 
 def test_machines_of_ones_own_are_set_up_as_those_of_aws(settings: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ import pytest
 from tests.benches import write_images
 from tests.cluster.cluster import Cluster, Search, ray_cluster, summary_in
 from tests.cluster.testbed import why_not
-from tests.faults.processes import reported_twice
+from tests.faults.processes import probes, reported_twice
 from tests.slow import slow
 from tune_inat.watcher import LOST_MACHINE
 
@@ -34,19 +34,7 @@ S3_PORT = 5555
 SPACE = "method: grid\nparameters:\n  freeze: {values: [0.9, 1.0]}\n  epochs: {values: [1, 2]}\n"
 FEATURES = ".cache/tune_inat/features/*/entry.json"
 SMALL = "--address auto --space small.yaml --image-size 32"
-# Two families whose short epochs leave time to lose a machine in; of each the longer trial trains.
-PROBES = """
-method: grid
-metric: {name: val_accuracy, goal: maximize}
-parameters:
-  model: {value: resnet18}
-  weights: {value: none}
-  image_size: {value: 224}
-  batch_size: {value: 4}
-  epochs: {values: [40, 80]}
-  freeze: {value: 1.0}
-  lr: {values: [1.0e-2, 1.0e-3]}
-"""
+PROBES = probes(80)
 N_EPOCHS = 160  # that it trains
 S3_PORT = 5555
 
@@ -251,7 +239,7 @@ def test_trial_of_a_machine_whose_link_is_cut_is_trained_elsewhere_though_that_m
 @all_losses
 def test_machine_that_takes_the_place_of_a_lost_one_is_given_trials(cluster: Cluster) -> None:
     shared = cluster.bed.shared
-    (shared / "long.yaml").write_text(PROBES.replace("[40, 80]", "[600, 1200]"))
+    (shared / "long.yaml").write_text(probes(1200))
     arguments = f"--space {shared}/long.yaml --data {shared}/photos --max-failures 0"
     alone = cluster.search(f"{arguments} --storage {shared}/unreplaced")
     assert alone.returncode == 0, alone.stderr

@@ -10,23 +10,12 @@ import pytest
 
 from tests.buckets import Bucket
 from tests.end_to_end.command import Ran, run
-from tests.faults.processes import Search, new_search, reported_twice, table_of
+from tests.faults.processes import TWO_FAMILIES, Search, new_search, reported_twice, table_of
 from tests.slow import slow
 
 pytest_plugins = ["tests.bucket_fixtures"]
 pytestmark = pytest.mark.end_to_end
 
-SPACE = """
-method: grid
-metric: {name: val_accuracy, goal: maximize}
-parameters:
-  model: {value: shufflenet_v2_x0_5}
-  weights: {value: none}
-  image_size: {value: 32}
-  batch_size: {value: 4}
-  epochs: {values: [4, 8]}
-  freeze: {values: [0.5, 0.9]}
-"""
 N_EPOCHS = 16  # of the two families
 LEFT = {
     *("summary.json", "trials.csv", "report.html", "predictions.csv", "trials.jsonl", "search.json"),
@@ -89,9 +78,9 @@ def ran(search: Search) -> Ran:
 @pytest.fixture(scope="module")
 def life(bucket_server: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Life:
     bucket, folder = bucket_server, tmp_path_factory.mktemp("life")
-    undisturbed = new_search(tmp_path_factory.mktemp("undisturbed"), SPACE, "--wandb", "disabled")
+    undisturbed = new_search(tmp_path_factory.mktemp("undisturbed"), TWO_FAMILIES, "--wandb", "disabled")
     assert undisturbed.run().popen.returncode == 0
-    search = new_search(folder, SPACE, "--storage", bucket.uri("runs"))
+    search = new_search(folder, TWO_FAMILIES, "--storage", bucket.uri("runs"))
     search.environment = {**bucket.environment, "TUNE_INAT_STORAGE_SECONDS": "0"}  # give up at once
 
     running = search.start()
@@ -172,7 +161,7 @@ def test_what_is_not_in_the_bucket_is_said_by_its_uri(life: Life) -> None:
 
 
 def test_bucket_that_is_missing_is_refused_before_anything(bucket_server: Bucket, tmp_path: Path) -> None:
-    search = new_search(tmp_path, SPACE, "--storage", "s3://nobody-has-this/runs")
+    search = new_search(tmp_path, TWO_FAMILIES, "--storage", "s3://nobody-has-this/runs")
     search.environment = bucket_server.environment
     refused = ran(search)
     assert refused.code == 2

@@ -213,7 +213,7 @@ def table_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-GRID = """
+TWO_FAMILIES = """
 method: grid
 metric: {name: val_accuracy, goal: maximize}
 parameters:
@@ -223,20 +223,27 @@ parameters:
   batch_size: {value: 4}
   epochs: {values: [4, 8]}
   freeze: {values: [0.5, 0.9]}
-  lr: {values: [1.0e-2, 1.0e-3]}
 """
-PROBES = """
+GRID = TWO_FAMILIES + "  lr: {values: [1.0e-2, 1.0e-3]}\n"
+
+
+def probes(n_epochs: int) -> str:
+    """Two families whose short epochs leave time for something to happen; of each the longer trial trains."""
+    return f"""
 method: grid
-metric: {name: val_accuracy, goal: maximize}
+metric: {{name: val_accuracy, goal: maximize}}
 parameters:
-  model: {value: resnet18}
-  weights: {value: none}
-  image_size: {value: 224}
-  batch_size: {value: 4}
-  epochs: {values: [20, 40]}
-  freeze: {value: 1.0}
-  lr: {values: [1.0e-2, 1.0e-3]}
+  model: {{value: resnet18}}
+  weights: {{value: none}}
+  image_size: {{value: 224}}
+  batch_size: {{value: 4}}
+  epochs: {{values: [{n_epochs // 2}, {n_epochs}]}}
+  freeze: {{value: 1.0}}
+  lr: {{values: [1.0e-2, 1.0e-3]}}
 """
+
+
+PROBES = probes(40)
 BAYES = """
 method: bayes
 metric: {name: val_accuracy, goal: maximize}
