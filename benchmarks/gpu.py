@@ -1,4 +1,4 @@
-"""What can only be seen on a GPU: `python -m benchmarks.gpu`, which takes less than 8 minutes on one.
+"""What can only be seen on a GPU: `python -m benchmarks.gpu`.
 
 It runs the sample's grid with and without reuse and compares the numbers, says how many trials the search has
 put on the GPU and why, what that is worth against one at a time, and whether a step that does not fit into a
