@@ -76,6 +76,18 @@ def test_first_signal_is_answered_at_once_and_only_once() -> None:
     assert answers.empty()
 
 
+def test_answer_is_out_before_what_was_ended_is_left() -> None:
+    answers: list[str] = []
+
+    def say() -> None:
+        time.sleep(0.2)  # as a terminal may that is busy
+        answers.append("ending")
+
+    with interruptible() as interruption, pytest.raises(KeyboardInterrupt), interruption.announced(say):
+        signal.raise_signal(signal.SIGINT)
+    assert answers == ["ending"]
+
+
 def test_inner_listener_is_the_outer_one() -> None:
     with interruptible() as outer, interruptible() as inner:
         assert inner is outer

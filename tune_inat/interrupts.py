@@ -13,6 +13,7 @@ from types import FrameType
 EXIT_CODE = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LEAVE_SECONDS = 1.5  # for all that ends in the background, when everything is written
+ANSWER_SECONDS = 1.0  # the most that an end waits for the answer to be out
 
 
 class Interruption:
@@ -28,6 +29,7 @@ class Interruption:
         self.is_requested = False
         self._ends_process = ends_process
         self._say: Callable[[], None] | None = None
+        self._is_answering = _thread.allocate_lock()
         self._end: Callable[[], None] | None = None
         self._within_seconds = 0.0
 
@@ -39,11 +41,18 @@ class Interruption:
         self.settle()  # the alarm that Ray's own handler has set, where that came first
         if self._say is not None and not is_second:
             # In a thread, since this one may be in the middle of printing; `threading` itself would lock.
-            _thread.start_new_thread(self._say, ())
+            self._is_answering.acquire(blocking=False)
+            _thread.start_new_thread(self._answer, (self._say,))
         if self._end is None or is_second:
             raise KeyboardInterrupt
         signal.setitimer(signal.ITIMER_REAL, self._within_seconds)
         self._end()
+
+    def _answer(self, say: Callable[[], None]) -> None:
+        try:
+            say()
+        finally:
+            self._is_answering.release()
 
     @contextmanager
     def gently(self, end: Callable[[], None], *, within_seconds: float) -> Iterator[None]:
@@ -65,12 +74,14 @@ class Interruption:
 
     @contextmanager
     def announced(self, say: Callable[[], None]) -> Iterator[None]:
-        """Within it, the first signal calls `say` at once, in another thread."""
+        """Within it, the first signal calls `say` at once, in another thread, which the end waits for."""
         before, self._say = self._say, say
         try:
             yield
         finally:
             self._say = before
+            if self._is_answering.acquire(timeout=ANSWER_SECONDS):
+                self._is_answering.release()
 
     def settle(self) -> None:
         """The end is near: `KeyboardInterrupt` need not come any more."""
