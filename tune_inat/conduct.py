@@ -303,7 +303,7 @@ class _Conductor:
             else:
                 from tune_inat.spread import spread
 
-                shared = spread(bench, preparation.configs, self._terminal)
+                shared = spread(bench, preparation.configs, devices, self._terminal)
                 self._effort.add(shared.work)
                 for notice in shared.notices:
                     self._terminal.warn(notice)
