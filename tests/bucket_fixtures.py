@@ -12,6 +12,7 @@ def bucket_server() -> Iterator[Bucket]:
     """A server for the tests of a file, with one bucket."""
     with open_bucket() as bucket:
         yield bucket
+        bucket.clear()
 
 
 @pytest.fixture
@@ -21,5 +22,4 @@ def bucket(bucket_server: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[B
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TUNE_INAT_STORAGE_SECONDS", "0")  # what fails here would fail for ever
     yield bucket_server
-    for name in bucket_server.files():
-        bucket_server.remove(name)
+    bucket_server.clear()

@@ -51,6 +51,12 @@ class Bucket:
     def remove(self, name: str) -> None:
         self.client.delete_object(Bucket=self.name, Key=name)
 
+    def clear(self) -> None:
+        """Remove all that is in it: servers of one process share what they have."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
+        for key in [each["Key"] for page in pages for each in page.get("Contents", ())]:
+            self.remove(key)
+
     @contextmanager
     def refusing(self) -> Iterator[None]:
         """Have the server check credentials for a while; it knows none."""

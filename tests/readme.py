@@ -19,7 +19,7 @@ def parameter_rows() -> list[str]:
 
 def option_rows() -> list[str]:
     """A row for each option of a search."""
-    flags = {"reuse": "--reuse/--no-reuse"}
+    flags = {"reuse": "--reuse/--no-reuse", "cpu_trials": "--cpu-trials/--no-cpu-trials"}
     return [
         f"| `{flags.get(name, '--' + name.replace('_', '-'))}` | {field.description} |"
         for name, field in SearchSettings.model_fields.items()

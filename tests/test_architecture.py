@@ -13,18 +13,18 @@ PACKAGE = Path(tune_inat.__file__).parent
 # From the ground up. A module may import those of lower lines, and those before it on its own line.
 FLOORS = """
 interrupts errors config meter life objective wording distributions yaml_lines disk private scratch
-tries ending hangs micro_batches
+tries ending hangs micro_batches packing mps
 sweep_schema sweep parameters sweep_report space
 store ownership settings runs rows ledger metrics significance calibration augment folders download archive
-likeness pictures remote bucket lease mirror elsewhere contents devices cuts origins standings tables board
-notebook progress images shards facts splits audit data
+likeness pictures remote bucket lease mirror elsewhere contents pretended devices slots cuts origins standings
+tables gpu_lines board notebook progress images shards facts splits audit data
 recipe weights architectures backbone freeze graph convolutions tracing
 states shared_states wandb_files wandb_faults wandb_charts wandb_runs wandb_writer tracking
 frozen features sources leaderboard onnx_export export model_card labelled predict
 storages job places network plan workbench prefixes steps probe figures sharing workload forecast
-trial precision
+trial precision rehearsal gauge shares
 inputs summary outcome
-handout keeper neighbours spread cluster nodes losses
+handout keeper neighbours spread autoscaling cluster nodes gauges losses
 failures searchers queue families housekeeping watcher tuning preparation
 report_predictions report_facts report_page report_study report_charts report_lead report_sections
 report_model report
@@ -43,6 +43,7 @@ ROOMS = {
             "losses",
             "failures",
             "examination",
+            "gauges",
             "searchers",
             "families",
             "watcher",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from benchmarks import gpu
 from benchmarks.compare import parse_rows
 from benchmarks.floor import Floor
 from benchmarks.goals import check_goals
@@ -251,3 +252,37 @@ def test_quick_scale_has_a_row_of_each_kind(tmp_path: Path) -> None:
     firsts = [row[1] for row in cells if len(row) > 2]
     assert firsts == ["6", "200", "300", "8", "8", "8", "8", "8"]
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- what is looked at on a GPU
+
+
+def test_without_a_gpu_there_is_nothing_to_see(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert gpu.main([]) == 2
+    assert "there is no CUDA GPU here" in capsys.readouterr().err
+
+
+def test_searches_differ_by_their_furthest_trials() -> None:
+    def summary(**losses: float | None) -> dict[str, object]:
+        return {
+            "trials": [{"trial_id": name, "val_loss": it, "val_accuracy": 0.5} for name, it in losses.items()]
+        }
+
+    assert gpu.differences(summary(a=1.0, b=2.0), summary(b=2.5, a=1.0)) == (0.5, 0.0)
+    assert gpu.differences(summary(a=1.0), summary(a=None))[0] == float("inf")
+    assert gpu.differences(summary(a=1.0), summary(a=1.0, b=1.0))[0] == float("inf")
+    assert gpu.differences(summary(), summary())[0] == float("inf")
+
+
+def test_gain_of_two_is_that_of_the_plan() -> None:
+    unmeasured = {"measured": None}
+    assert gpu.gain_of_two([unmeasured]) is None
+    assert gpu.gain_of_two([unmeasured, {"measured": {"throughput": {"1": 100.0, "2": 150.0}}}]) == 1.5
+
+
+def test_the_split_that_is_looked_at_is_of_one_network_whose_parts_add_up() -> None:
+    backbone = load_backbone(gpu.SPLIT.model, weights="none", n_classes=3, seed=0, image_size=IMAGE_SIZE * 7)
+    assert not any(isinstance(module, _BatchNorm) for module in backbone.model.modules())

@@ -23,7 +23,7 @@ from tune_inat.export import Classifier, ModelConfig, load_classifier, save_clas
 from tune_inat.images import decode
 from tune_inat.labelled import confusion_of, labels_of
 from tune_inat.metrics import wilson_interval
-from tune_inat.predict import find_files, predict_files, read_list
+from tune_inat.predict import find_files, main, predict_files, read_list
 
 CLASSES = tuple(COLOURS)
 TEMPERATURE = 2.0
@@ -93,6 +93,13 @@ def test_probabilities_are_those_of_the_network_at_its_temperature(
             dict(zip(CLASSES, expected.tolist(), strict=True)), 1e-4
         )
         assert sum(p for _, p in prediction.ranked) == pytest.approx(1.0)
+
+
+def test_images_without_a_model_before_them_are_refused_with_what_is_missing(photos: Path) -> None:
+    image = find_files([photos])[0]
+    for folder, images in ((image, None), (image, [image]), (photos, None)):
+        with pytest.raises(UserError, match=r"first argument is a search's folder \(runs/NAME\)"):
+            main(str(folder), images)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])

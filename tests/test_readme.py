@@ -20,7 +20,7 @@ def test_table_row_is_current(row: str) -> None:
 
 def test_every_search_command_has_options_and_spaces_that_exist() -> None:
     known = {f"--{name.replace('_', '-')}" for name in SearchSettings.model_fields}
-    known |= {"--no-reuse", "--set", "--json"}
+    known |= {"--no-reuse", "--no-cpu-trials", "--set", "--json"}
     searches = [shlex.split(arguments) for module, arguments in COMMANDS if module == "search"]
     assert len(searches) >= 3
     for words in searches:

@@ -6,6 +6,7 @@ import shutil
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -214,15 +215,24 @@ def test_two_trials_are_too_few_for_importances(tmp_path: Path) -> None:
     assert "with fewer than 4 this would say nothing" in page_of(write_search(tmp_path / "a", 2, 2)).text
 
 
-def test_one_varied_parameter_is_too_few(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("same", "shown"),
+    [
+        ({"lr": 0.001, "optimizer": "adam"}, "of each trial over"),
+        ({"lr": 0.001, "optimizer": "adam", "freeze": 0.8}, "no parameter varies"),
+    ],
+)
+def test_few_varied_parameters_are_shown_as_they_are(
+    tmp_path: Path, same: dict[str, Any], shown: str
+) -> None:
     write_journal(tmp_path, 6)
     journal = tmp_path / "trials.jsonl"
     events = [json.loads(line) for line in journal.read_text().splitlines()]
     for event in events:
         if event["event"] == "start":
-            event["config"] |= {"lr": 0.001, "optimizer": "adam"}
+            event["config"] |= same
     journal.write_text("".join(json.dumps(event) + "\n" for event in events))
-    assert "with fewer than two there is nothing to compare" in page_of(tmp_path).text
+    assert shown in page_of(tmp_path).text
 
 
 def test_torn_predictions_are_said_to_be_so(tmp_path: Path) -> None:

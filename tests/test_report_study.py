@@ -107,6 +107,16 @@ def test_contour_has_the_best_trial_of_a_point() -> None:
     assert sorted(values[~np.isnan(values)]) == pytest.approx(expected)
 
 
+def test_one_parameter_has_a_slice_of_all_trials_and_nothing_to_be_compared_with() -> None:
+    trials = [trial(number, {"lr": lr}, 0.9 - lr) for number, lr in enumerate((0.1, 0.2, 0.3))]
+    found = charts_of(search_of(trials, "lr"))
+    (points,) = found.slices["data"]
+    assert sorted(points["x"]) == [0.1, 0.2, 0.3]
+    assert found.parallel is None
+    assert found.contour is None
+    assert found.importances == {"lr": 1.0}
+
+
 def test_stopped_and_failed_trials_do_not_count() -> None:
     search = drawn(30)
     some = [replace(t, status="STOPPED" if n % 2 else "ERROR") for n, t in enumerate(search.trials[:12])]
@@ -115,8 +125,11 @@ def test_stopped_and_failed_trials_do_not_count() -> None:
 
 
 def test_each_line_is_a_trial_until_they_are_many() -> None:
-    assert len(charts_of(drawn(20)).parallel["data"]) == 20
-    assert len(charts_of(drawn(200)).parallel["data"]) <= 12  # shades
+    few, many = charts_of(drawn(20)).parallel, charts_of(drawn(200)).parallel
+    assert few is not None
+    assert len(few["data"]) == 20
+    assert many is not None
+    assert len(many["data"]) <= 12  # shades
 
 
 def test_contour_has_a_bound() -> None:

@@ -47,6 +47,13 @@ def test_live_table_says_how_far_the_search_is() -> None:
     assert "6.0 epochs/min  about 9 min left" in headline  # 10 s an epoch: 4 of b, 10 trials of 5
 
 
+def test_live_table_says_that_all_have_ended() -> None:
+    trials = [FakeTrial(str(number), status="TERMINATED", epoch=5) for number in range(12)]
+    headline = live_lines(*trials)[0]
+    assert "12/12  all ended" in headline
+    assert "left" not in headline
+
+
 def test_live_table_says_that_trials_are_yet_to_start() -> None:
     assert "0/12  starting" in live_lines()[0]
 

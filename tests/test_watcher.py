@@ -53,7 +53,14 @@ class Watched:
         folder = self.folder / ray_id
         folder.mkdir()
         write_error(folder, RayActorError(error_msg=KILLED))
-        return SimpleNamespace(trial_id=ray_id, config=config, local_path=str(folder), status="RUNNING")
+        statistics = SimpleNamespace(metric_analysis={}, metric_n_steps={})
+        return SimpleNamespace(
+            trial_id=ray_id,
+            config=config,
+            local_path=str(folder),
+            status="RUNNING",
+            run_metadata=statistics,
+        )
 
     def fail(self, trial: Any) -> None:
         """What Tune does when a trial fails."""

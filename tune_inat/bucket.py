@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from tune_inat.disk import writing
-from tune_inat.errors import ResourceError
-from tune_inat.remote import CHUNK_BYTES, connect, explain, hide_secrets
+from tune_inat.errors import DataError, ResourceError
+from tune_inat.remote import CHUNK_BYTES, connect, explain, hide_secrets, is_below
 from tune_inat.store import default_root
 
 PATIENCE_VARIABLE = "TUNE_INAT_STORAGE_SECONDS"
@@ -90,16 +90,21 @@ class RemoteFolder:
             raise ResourceError(f"{self.name}: what is written there is not there afterwards.")
 
     def files(self, *, recursive: bool = False) -> dict[str, RemoteFile]:
-        """The files of the folder by name, also of those below it if `recursive`."""
-        return {
-            name: RemoteFile(name, info.size, info.mtime_ns or 0)
-            for name, info in self._list(recursive=recursive).items()
-            if info.is_file and not name.endswith("/")
-        }
+        """The files of the folder by name, also of those below it if `recursive`.
+
+        Raises:
+            DataError: a name is no path below the folder.
+        """
+        infos = {name: info for name, info in self._list(recursive=recursive).items() if info.is_file}
+        for name in infos:
+            if not is_below(name):
+                raise DataError(f"{self.name}: {name!r} is not a path below it.")
+        return {name: RemoteFile(name, info.size, info.mtime_ns or 0) for name, info in infos.items()}
 
     def folders(self) -> list[str]:
-        """The names of the folders in it."""
-        return sorted(name for name, info in self._list(recursive=False).items() if not info.is_file)
+        """The names of the folders in it, but for such as no folder can have."""
+        infos = self._list(recursive=False)
+        return sorted(name for name, info in infos.items() if not info.is_file and is_below(name))
 
     def read(self, name: str) -> bytes | None:
         """A file's content; `None` if there is none."""
@@ -184,7 +189,7 @@ class RemoteFolder:
         base = self._place[1]
         selector = FileSelector(base, recursive=recursive, allow_not_found=True)
         infos = self._try(lambda: self._file_system.get_file_info(selector), "cannot be listed", "")
-        return {info.path[len(base) :].strip("/"): info for info in infos}
+        return {info.path[len(base) :].removeprefix("/"): info for info in infos}
 
     def _try(self, act: Callable[[], _Result], what: str, name: str) -> _Result:
         """Do it, again and again while it fails, for as long as patience lasts."""

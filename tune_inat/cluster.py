@@ -11,9 +11,12 @@ from typing import Any
 
 import ray
 
+from tune_inat.autoscaling import machines_on_demand
 from tune_inat.devices import Cluster, Node
+from tune_inat.disk import is_of_full_disk
 from tune_inat.errors import ResourceError
 from tune_inat.interrupts import listen_again
+from tune_inat.pretended import n_pretended
 
 # Measured on 2 cores with Ray 2.60, these take Tune's start from 5 s to 1.5 s and its
 # output to nothing. A trial's clean-up may take 30 s (it saves its state) before its process is given up.
@@ -37,7 +40,9 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),  # the most that glibc takes
     "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
 }
+CARD_PREFIX = "accelerator_type:"
 CONNECT_SECONDS = 5.0
+WATCH_SECONDS = 0.2  # between two looks after Ray's processes
 LEAVE_SECONDS = 3.0  # to say goodbye to a cluster
 OBJECT_STORE_BYTES = 256 * 2**20  # Ray carries a search's description only; images and weights are on disk
 
@@ -70,7 +75,12 @@ def cluster_of(nodes: Sequence[Mapping[str, Any]], on_demand: Sequence[Node] = (
         on_demand: all machines that the cluster may start, those that are up among them.
     """
     up = tuple(
-        Node(n_cpus=int(node["Resources"].get("CPU", 0)), n_gpus=int(node["Resources"].get("GPU", 0)))
+        Node(
+            n_cpus=int(node["Resources"].get("CPU", 0)),
+            n_gpus=int(node["Resources"].get("GPU", 0)),
+            card=_card_of(node["Resources"]),
+            node_id=node.get("NodeID", ""),
+        )
         for node in nodes
         if node["Alive"]
     )
@@ -84,27 +94,23 @@ def _devices_of(machines: Sequence[Node]) -> tuple[int, int]:
     return sum(node.n_gpus for node in machines), sum(node.n_cpus for node in machines)
 
 
-def _on_demand() -> tuple[Node, ...]:
-    """The machines with devices that Ray's autoscaler may start, as it has told the cluster; perhaps none."""
-    config = ray._private.state.state.get_cluster_config()
-    if config is None:
-        return ()
-    kinds = [
-        (Node(n_cpus=int(group.resources.get("CPU", 0)), n_gpus=int(group.resources.get("GPU", 0))), group)
-        for group in config.node_group_configs
-    ]
-    return tuple(node for node, group in kinds if node.n_cpus > 0 for _ in range(group.max_count))
+def _card_of(resources: Mapping[str, float]) -> str:
+    """The type of a node's GPUs, as Ray names it in a resource of its own."""
+    return next((name[len(CARD_PREFIX) :] for name in resources if name.startswith(CARD_PREFIX)), "")
 
 
 @contextmanager
-def ray_session(address: str | None, *, n_gpus: int | None = None) -> Iterator[Callable[[], Cluster]]:
+def ray_session(
+    address: str | None, *, n_gpus: int | None = None, on_death: Callable[[], None] = lambda: None
+) -> Iterator[Callable[[], Cluster]]:
     """Start or join Ray in the background; the value waits for it and says what there is.
 
     Ray ends in the background as well; Python waits for that, and so does the next session.
 
     Args:
         address: `auto`, or `host:port` of a running cluster; `None` starts Ray on this machine alone.
-        n_gpus: how many GPUs to announce on this machine; `None` counts them.
+        n_gpus: how many GPUs to announce on this machine; `None` counts them, or those that are pretended.
+        on_death: called, in another thread, when Ray has died on this machine alone.
     """
     quiet_ray()
     failure: list[BaseException] = []
@@ -117,16 +123,23 @@ def ray_session(address: str | None, *, n_gpus: int | None = None) -> Iterator[C
         except BaseException as error:  # noqa: BLE001  # carried to the thread that waits
             failure.append(error)
         is_started.set()
+        if address is None and not failure:
+            _watch(is_over, on_death)
         is_over.wait()
         ray.shutdown()
 
     def wait() -> Cluster:
         is_started.wait()
         listen_again()
+        if failure and address is None and is_of_full_disk(failure[0]):
+            raise failure[0]  # who knows the disks says which one
         if failure:
             raise _why_no_ray(address, failure[0]) from failure[0]
-        on_demand = () if address is None else _on_demand()
-        return cluster_of(ray.nodes(), on_demand)  # type: ignore[no-untyped-call]
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        if not any(node["Alive"] for node in nodes):
+            raise _why_no_ray(address, RuntimeError("its node has died again"))
+        on_demand = () if address is None else machines_on_demand(ray.get_runtime_context().gcs_address)
+        return cluster_of(nodes, on_demand)
 
     for earlier in _sessions:
         earlier.join()
@@ -142,6 +155,15 @@ def ray_session(address: str | None, *, n_gpus: int | None = None) -> Iterator[C
         is_over.set()
         if thread.daemon:
             thread.join(LEAVE_SECONDS)
+
+
+def _watch(is_over: threading.Event, on_death: Callable[[], None]) -> None:
+    """Look after Ray's processes of this machine: without them Ray soon ends this one, without a word."""
+    node: Any = ray._private.worker._global_node
+    while not is_over.wait(WATCH_SECONDS):
+        if any(kind == "raylet" for kind, _ in node.dead_processes()):
+            on_death()
+            return
 
 
 def _init_ray(address: str | None, n_gpus: int | None) -> None:
@@ -160,7 +182,7 @@ def _init_ray(address: str | None, n_gpus: int | None) -> None:
         ray.init(
             address="local",
             num_cpus=len(os.sched_getaffinity(0)),
-            num_gpus=n_gpus,
+            num_gpus=n_gpus if n_gpus is not None else n_pretended() or None,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             **common,
@@ -196,7 +218,8 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
-def _why_no_ray(address: str | None, error: BaseException) -> BaseException:
+def _why_no_ray(address: str | None, error: BaseException) -> ResourceError:
     if address is None:
-        return error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return ResourceError(f"Ray did not start on this machine ({reason}). The same command tries again.")
     return ResourceError(f"--address {address}: no Ray cluster answers there ({error}). Is it up?")

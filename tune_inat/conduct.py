@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
@@ -50,10 +51,12 @@ if TYPE_CHECKING:
     from tune_inat.forecast import Forecast
     from tune_inat.outcome import Examined
     from tune_inat.preparation import Preparation
+    from tune_inat.shares import Measures
     from tune_inat.tracking import WandbTracker
     from tune_inat.workbench import Workbench
 
 DEFAULT_PROJECT = "tune_inat"
+RAY_DIED = "Ray has died, so this search ends here. The same command goes on with what is done."
 
 
 def foresee_search(settings: SearchSettings, terminal: Terminal) -> dict[str, Any]:
@@ -217,18 +220,27 @@ class _Conductor:
     def foresee(self) -> dict[str, Any]:
         """The plan of what is left, as JSON; nothing is trained or written but what was measured for it."""
         self._say_notices()
-        with self._terminal.task("Planning", None, ""):
+        with ExitStack() as session, self._terminal.task("Planning", None, ""):
             from tune_inat.cluster import ray_session
             from tune_inat.preparation import START_SECONDS, this_machine
 
             if self._settings.address is None:
                 cluster = this_machine()
             else:
-                with ray_session(self._settings.address) as wait_for_cluster:
-                    cluster = wait_for_cluster()
+                cluster = session.enter_context(ray_session(self._settings.address))()
             preparation = self._prepare(self._remaining.count())
-            forecast, _ = preparation.foresee(cluster, seconds_so_far=START_SECONDS)
+            forecast, _ = preparation.foresee(
+                cluster, seconds_so_far=START_SECONDS, measures=self._measures()
+            )
         return forecast.to_json()
+
+    def _measures(self) -> "Measures | None":
+        """What measures the GPUs of a cluster's nodes; of this machine, it is the preparation's own."""
+        if self._settings.address is None:
+            return None
+        from tune_inat.gauges import cluster_gauge
+
+        return cluster_gauge
 
     # ---- the trials
 
@@ -278,7 +290,8 @@ class _Conductor:
             with self._terminal.task("Planning", None, ""):
                 from tune_inat.cluster import ray_session
 
-                cluster = session.enter_context(ray_session(settings.address))
+                died = partial(self._terminal.warn, RAY_DIED)
+                cluster = session.enter_context(ray_session(settings.address, on_death=died))
                 if settings.address is not None and len(cluster().machines) > 1:
                     from tune_inat.nodes import check_storage
 
@@ -288,7 +301,9 @@ class _Conductor:
 
                 preparation = self._prepare(n_left)
                 self._forecast, devices = preparation.foresee(
-                    cluster(), seconds_so_far=time.monotonic() - self._started
+                    cluster(),
+                    seconds_so_far=time.monotonic() - self._started,
+                    measures=self._measures(),
                 )
             self._remaining.begin()
             # A machine with fewer cores does not change what the search has.
@@ -329,6 +344,7 @@ class _Conductor:
                     tries=tries,
                     trial_seconds=costs,
                     elsewhere=None if shared is None else shared.neighbours,
+                    cluster=cluster,
                 )
                 run_trials(
                     run,

@@ -40,8 +40,8 @@ def check_room(folder: Path, n_bytes: int, what: str) -> None:
     n_free = shutil.disk_usage(folder).free
     if n_bytes > n_free:
         raise ResourceError(
-            f"{folder}: {_size(n_bytes)} are needed for {what} and {_size(n_free)} are free. "
-            "Make room, or move the cache to a larger disk: the same command goes on with what is done."
+            f"{folder}: {size_text(n_bytes)} are needed for {what} and {size_text(n_free)} are free. "
+            "Make room, or move it to a larger disk: the same command goes on with what is done."
         )
 
 
@@ -83,6 +83,11 @@ def size_of(folder: Path) -> int:
     return sizes
 
 
+def size_text(n_bytes: int) -> str:
+    """A size in GB, small ones in MB."""
+    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 10**8 else f"{n_bytes / 1e6:,.1f} MB"
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Around writes: what the file system refuses becomes a `ResourceError` that names the path."""
@@ -109,7 +114,9 @@ def explaining_full_disk(*folders: Path) -> Iterator[None]:
 def is_of_full_disk(error: BaseException) -> bool:
     """Whether a full disk is behind an exception, whoever has raised it."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:  # libraries make circles of them
+        seen.add(id(cause))
         is_told_by_number = isinstance(cause, OSError) and cause.errno in FULL
         if is_told_by_number or any(text in str(cause) for text in FULL_TEXTS):
             return True
@@ -117,12 +124,8 @@ def is_of_full_disk(error: BaseException) -> bool:
     return False
 
 
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 10**8 else f"{n_bytes / 1e6:,.1f} MB"
-
-
 def _state(folder: Path) -> str:
-    return f"{folder} has {_size(shutil.disk_usage(_existing(folder)).free)} free"
+    return f"{folder} has {size_text(shutil.disk_usage(_existing(folder)).free)} free"
 
 
 def _advice(path: Path, error: OSError) -> str:

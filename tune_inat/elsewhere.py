@@ -59,13 +59,18 @@ def folders_at(places: Sequence[str]) -> list[Path]:
         uri, mark, options = place.partition("?")
         remote = RemoteFolder(uri.rstrip("*").rstrip("/") + mark + options, patience_seconds=0.0)
         with _explaining():
-            is_search = bool(remote.files().keys() & set(OF_SEARCHES))
-            names = [] if is_search else [name for name in remote.folders() if not name.startswith(".")]
-        if not is_search and not names:
+            searches = [remote] if _is_search(remote) else []
+            if not searches:
+                searches = [remote / name for name in remote.folders() if not name.startswith(".")]
+                searches = [search for search in searches if _is_search(search)]
+        if not searches:
             raise UserError(f"{remote.name}: there are no searches here.")
-        below = [remote] if is_search else [remote / name for name in names]
-        folders += [_copy(each, lambda name: name in OF_SEARCHES) for each in below]
+        folders += [_copy(search, lambda name: name in OF_SEARCHES) for search in searches]
     return folders
+
+
+def _is_search(remote: RemoteFolder) -> bool:
+    return bool(remote.files().keys() & set(OF_SEARCHES))
 
 
 def send_to(place: str, file: Path, name: str) -> str:

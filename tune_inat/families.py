@@ -12,6 +12,7 @@ from tune_inat.objective import Goal
 from tune_inat.plan import PlannedTrial
 from tune_inat.queue import TrialQueue
 from tune_inat.searchers import Proposer, tune_mode
+from tune_inat.slots import Slots
 from tune_inat.tries import Tries
 
 FAILURE = "failure"  # in a trial's last report: why it fails, now and whenever it is tried again
@@ -37,6 +38,7 @@ class FamilySearcher(Searcher):
         has_lost_machine: whether a try, by Tune's id, that has failed did so because its machine is gone.
         is_over: whether the search is being ended. Then no more trials are handed out, and of one that ends
             short its proposer is not told, so that it comes again when the search goes on.
+        slots: where trials run, if that is not the same for all; each gets one as its `place`.
     """
 
     def __init__(
@@ -52,9 +54,11 @@ class FamilySearcher(Searcher):
         tries: Tries | None = None,
         has_lost_machine: Callable[[str], bool] = lambda try_id: False,
         is_over: Callable[[], bool] = lambda: False,
+        slots: Slots | None = None,
     ) -> None:
         super().__init__(metric=metric, mode=tune_mode(goal))
         self._max_concurrent = max_concurrent
+        self._slots = slots
         self._tries = tries or Tries()
         self._has_lost_machine = has_lost_machine
         self._proposer = proposer
@@ -77,11 +81,20 @@ class FamilySearcher(Searcher):
         if self._max_concurrent is not None and len(self._running) >= self._max_concurrent:
             return None
         self.tell_ends()
+        config: dict[str, Any] = {}
+        if self._slots is not None:
+            place = self._slots.take(trial_id)
+            if place is None:
+                return None
+            config["place"] = place
         trial = self._next()
         if trial is None:
+            if self._slots is not None:
+                self._slots.release(trial_id)
             return None if self._waiting or self._running else Searcher.FINISHED
+        config |= {"trial_id": trial.trial_id, "params": trial.config.model_dump()}
         self._running[trial_id] = trial
-        return {"trial_id": trial.trial_id, "params": trial.config.model_dump()}
+        return config
 
     def runs(self, trial_id: str) -> bool:
         """Whether a try, by Tune's id, has not ended as far as is known here."""
@@ -125,6 +138,8 @@ class FamilySearcher(Searcher):
         if result is not None:
             self.on_trial_result(trial_id, result)
         trial = self._running.pop(trial_id)
+        if self._slots is not None:
+            self._slots.release(trial_id)
         is_final = trial.trial_id in self._cannot_succeed
         has_failed = error or is_final
         is_lost = error and not is_final and self._has_lost_machine(trial_id)

@@ -41,14 +41,14 @@ class Rows:
     Other shapes come as they are. On a GPU all rows live there if they fit.
     """
 
-    def __init__(self, array: npt.NDArray[np.generic], device: torch.device) -> None:
+    def __init__(self, array: npt.NDArray[np.generic], device: torch.device, *, step_bytes: int = 0) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of arrays that cannot be written: nobody writes here
             tensor = torch.from_numpy(array)
         if tensor.dtype == torch.int16:
             tensor = tensor.view(torch.bfloat16)
         self._device = device
-        self._tensor = tensor.to(device) if fits(array.nbytes, device) else tensor
+        self._tensor = tensor.to(device) if fits(array.nbytes, device, step_bytes) else tensor
 
     def fetch(self, rows: Tensor) -> Tensor:
         """The rows (n,) int64, in that order, in memory: on the device if all are there, else ready to go."""
@@ -65,8 +65,12 @@ class Rows:
         return self.finish(self.fetch(rows))
 
 
-def fits(n_bytes: int, device: torch.device) -> bool:
-    """Whether an array may live on a device: on a GPU, within half of what is free. The CPU maps it."""
+def fits(n_bytes: int, device: torch.device, step_bytes: int = 0) -> bool:
+    """Whether an array may live on a device: on a GPU, beside what a step needs. The CPU maps it.
+
+    Args:
+        step_bytes: what a step needs of a GPU; half of what is left where that is not known (0).
+    """
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)
@@ -74,7 +78,8 @@ def fits(n_bytes: int, device: torch.device) -> bool:
         torch.cuda.get_per_process_memory_fraction(device)
         * torch.cuda.get_device_properties(device).total_memory
     )
-    return n_bytes < 0.5 * min(free, limit - torch.cuda.memory_allocated(device))
+    left = min(free, limit - torch.cuda.memory_allocated(device))
+    return n_bytes < (left - step_bytes if step_bytes else 0.5 * left)
 
 
 def has_features(store: Store, cut: CutFeatures) -> bool:

@@ -208,7 +208,7 @@ class _Survey:
             self.problems.append(f"{shown(folder)}: its folders have no images ({known}).")
         else:
             empty = [name for name in sorted(by_class) if not by_class[name]]
-            self.problems += [f"{shown(folder / name)}: has no images." for name in empty]
+            self.problems += [_why_empty(folder / name) for name in empty]
             self.notices += [
                 f"{shown(folder)}: {name_some([_quoted(name) for name in same])} are {len(same)} classes, "
                 "though the names differ in case, spaces or the form of characters only."
@@ -313,6 +313,14 @@ def _class_name(folder: Path) -> str:
 def _look(name: str) -> str:
     """What is the same for names that differ in case, spaces or the form of characters only."""
     return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def _why_empty(folder: Path) -> str:
+    if folder.is_symlink():  # each folder is read once
+        return (
+            f"{shown(folder)}: has no images of its own: it is a link to {_quoted(shown(folder.readlink()))}."
+        )
+    return f"{shown(folder)}: has no images."
 
 
 def _group_by_look(names: Iterable[str]) -> list[list[str]]:

@@ -15,10 +15,11 @@ from typing import Any
 from tune_inat.config import TrialConfig
 from tune_inat.cuts import Choice, KeptCuts, choose_cuts, read_at
 from tune_inat.devices import Devices
-from tune_inat.disk import nearest_folder, size_of
+from tune_inat.disk import nearest_folder, size_of, size_text
 from tune_inat.figures import Cuts, StepModel
 from tune_inat.graph import INPUT
 from tune_inat.images import decode
+from tune_inat.packing import Packing
 from tune_inat.plan import PlannedTrial
 from tune_inat.probe import Probe, StepTimes
 from tune_inat.workbench import Workbench
@@ -62,6 +63,7 @@ class Forecast:
         disk: bytes to be written, by what, in `total`, and what is `free`.
         notices: what the user should know.
         trial_seconds: what each trial should take, by its id; empty where trials are only represented.
+        packings: how GPUs are shared, each type of them, where that was measured.
     """
 
     n_trials: int
@@ -79,11 +81,13 @@ class Forecast:
     disk: Mapping[str, int]
     notices: tuple[str, ...]
     trial_seconds: Mapping[str, float]
+    packings: tuple[Packing, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The forecast as JSON, without each trial's seconds."""
         content = asdict(self)
         del content["trial_seconds"]
+        content["packings"] = [packing.to_json() for packing in self.packings]
         return {**content, "seconds": {name: round(value, 1) for name, value in self.seconds.items()}}
 
 
@@ -168,6 +172,7 @@ class Forecaster:
     def training_seconds(self, share: Devices) -> float:
         """How long the leaders take when so many of them train at a time."""
         load = self._probe.contention(n_threads=share.cpus_per_trial, n_concurrent=self._n_at_a_time(share))
+        load *= share.load
         free_at = [0.0] * share.max_concurrent
         seconds = (self._leader_seconds(leader, share, load) for leader in self._work.leaders)
         for longest in sorted(seconds, reverse=True):  # as they are handed out
@@ -347,17 +352,17 @@ class Forecaster:
                 names = ", ".join(sorted(missing, key=[p.name for p in images.points].index))
                 why = "--cache-gb" if self._budget is not None else "the cache's disk"
                 notices.append(
-                    f"{why} has no room for the activations at {names} ({n_missing / 1e9:,.2f} GB): frozen "
+                    f"{why} has no room for the activations at {names} ({size_text(n_missing)}): frozen "
                     "layers run again in every epoch from what is kept before."
                 )
         if kept < left:
             notices.append(
-                f"Trials would leave {left / 1e9:,.2f} GB to go on from, and there is room for "
-                f"{kept / 1e9:,.2f} GB: what was unused for longest goes."
+                f"Trials would leave {size_text(left)} to go on from, and there is room for "
+                f"{size_text(kept)}: what was unused for longest goes."
             )
         if n_bytes > free:
             notices.append(
-                f"The search may write {n_bytes / 1e9:,.2f} GB and {free / 1e9:,.2f} GB are free on the "
+                f"The search may write {size_text(n_bytes)} and {size_text(free)} are free on the "
                 "cache's disk."
             )
         return tuple(notices)

@@ -25,7 +25,10 @@ class Job:
         states_root: the folder of families' epochs, if not in the store: all nodes of a cluster see it.
         states: the same in a bucket, of which each machine has copies in its store.
         search: names the search among those that have the same `states_root`.
-        memory_fraction: of a GPU's memory, for one trial.
+        memory_fraction: of a GPU's memory, for one trial; `None` for all of it.
+        gpus: how much of a GPU a trial gets, or how many; also of pretended ones, where `device` is the CPU.
+        step_bytes: of a GPU's memory, what the heaviest step needs; 0 if that is not known.
+        is_mixed: whether some trials run on GPUs and some on CPUs.
         kept: where activations are kept, by `images_key`.
         has_room: for activations that nothing was decided about.
         budget_bytes: what `--cache-gb` allows each machine's cache; `None`: what its disk can spare.
@@ -47,10 +50,20 @@ class Job:
     states: RemoteFolder | None = None
     search: str = ""
     memory_fraction: float | None = None
+    gpus: float = 0.0
+    step_bytes: int = 0
+    is_mixed: bool = False
     kept: Mapping[str, KeptCuts] = field(default_factory=dict)
     has_room: bool = True
     budget_bytes: int | None = None
     is_guest: bool = False
+
+    @property
+    def runs_on(self) -> int | str:
+        """What the rounding of sums depends on: on a CPU, the threads of a trial."""
+        if self.is_mixed:
+            return "cpu or cuda"
+        return self.n_threads if self.device == "cpu" else self.device
 
     def images_key(self, config: TrialConfig, *, of_views: bool) -> str:
         """Names a set of images and the network it goes through: equal for all trials that share both."""

@@ -2,10 +2,17 @@
 
 import socket
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import (
+    GetTimeoutError,
+    NodeDiedError,
+    TaskUnschedulableError,
+    WorkerCrashedError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tune_inat.bucket import RemoteFolder
@@ -14,6 +21,7 @@ from tune_inat.errors import ResourceError, UserError
 from tune_inat.storages import FolderStorage, Storage
 
 ANSWER_SECONDS = 120.0  # a node's first process takes its time
+GONE = (TaskUnschedulableError, NodeDiedError, WorkerCrashedError)
 
 
 def check_storage(storage: Storage) -> None:
@@ -45,8 +53,7 @@ def check_shared(folder: Path, what: str) -> None:
     with writing(marker):
         marker.write_bytes(b"")
     try:
-        asked = _ask_nodes(_sees, str(marker))
-        blind = [address for address, answer in asked.items() if not _answer(answer)]
+        blind = [address for address, sees in _ask_nodes(_sees, str(marker)).items() if not sees]
     finally:
         marker.unlink(missing_ok=True)
     if blind:
@@ -59,8 +66,7 @@ def check_shared(folder: Path, what: str) -> None:
 
 def _check_reached(remote: RemoteFolder) -> None:
     """Refuse a bucket that not all nodes can write to: each keeps there what its trials have trained."""
-    asked = _ask_nodes(_why_not_reached, remote)
-    problems = {address: ray.get(answer, timeout=ANSWER_SECONDS) for address, answer in asked.items()}
+    problems = _ask_nodes(_why_not_reached, remote)
     if any(problems.values()):
         raise ResourceError(
             [f"on node {address}: {problem}" for address, problem in sorted(problems.items()) if problem]
@@ -68,14 +74,29 @@ def _check_reached(remote: RemoteFolder) -> None:
 
 
 def _ask_nodes(question: Any, about: Any) -> dict[str, Any]:
-    """A question to each node that is up, by its address; the answers are Ray's references."""
-    return {
+    """The answer of each node that is up, by its address. One that goes meanwhile gets no trial: it has none.
+
+    Raises:
+        ResourceError: a node does not answer.
+    """
+    asked = {
         node["NodeManagerAddress"]: question.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         ).remote(about)
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
     }
+    answers = {}
+    for address, answer in asked.items():
+        with suppress(*GONE):
+            try:
+                answers[address] = ray.get(answer, timeout=ANSWER_SECONDS)
+            except GetTimeoutError as error:
+                raise ResourceError(
+                    f"The node {address} of the cluster has not answered for {ANSWER_SECONDS:g} s. Start Ray "
+                    "there again, or stop it."
+                ) from error
+    return answers
 
 
 @ray.remote(num_cpus=0)
@@ -90,7 +111,3 @@ def _why_not_reached(remote: RemoteFolder) -> str | None:
 @ray.remote(num_cpus=0)
 def _sees(path: str) -> bool:
     return Path(path).exists()
-
-
-def _answer(answer: Any) -> bool:
-    return bool(ray.get(answer, timeout=ANSWER_SECONDS))

@@ -156,12 +156,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     run: Annotated[str, typer.Argument(help="The folder of a search (runs/NAME) or model, or its URI.")],
     images: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
             help="Image files, folders (searched to any depth), patterns such as 'photos/*.jpg', or - for a "
             "list of paths on stdin, one a line."
         ),
-    ],
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of CSV.")] = False,
     top: Annotated[int, typer.Option(min=1, help="How many classes to name for each image.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a pass of the network.")] = 64,
@@ -179,6 +179,7 @@ def main(
 
     Files that cannot be read are named on stderr at the end; then the exit code is 1.
     """
+    images = _checked(run, images or [])
     files = find_files(images, listed=read_list(sys.stdin.buffer.read()) if STDIN in images else ())
     with folder_at(run, is_wanted=is_of_model) as folder:
         classifier = load_classifier(model_folder(folder))
@@ -203,6 +204,16 @@ def main(
     _report_unreadable(unreadable, len(files))
     if unreadable:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _checked(run: str, images: list[Path]) -> list[Path]:
+    """The images, once it is known that there are some and that a folder stands before them."""
+    usage = "The first argument is a search's folder (runs/NAME) or its best_model, the images follow it."
+    if Path(run).is_file():
+        raise UserError(f"{shown(run)}: this is a file. {usage}")
+    if not images:
+        raise UserError(f"There is no image to predict. {usage}")
+    return images
 
 
 class _CsvOutput:

@@ -7,17 +7,20 @@ from dataclasses import replace
 import torch
 
 from tune_inat.config import TrialConfig
-from tune_inat.devices import Asked, Cluster, Devices, device_options, share_devices
+from tune_inat.devices import Asked, Cluster, Devices
 from tune_inat.figures import Cuts
 from tune_inat.forecast import Forecast, Forecaster
 from tune_inat.frozen import Precision
+from tune_inat.gauge import heavy_configs
 from tune_inat.inputs import Inputs, asked_budget
 from tune_inat.job import Job
 from tune_inat.meter import Meter
 from tune_inat.places import found_everywhere, this_host
 from tune_inat.plan import PlannedTrial, representative_plan
 from tune_inat.precision import choose_precision
+from tune_inat.pretended import n_pretended
 from tune_inat.probe import Probe
+from tune_inat.shares import GpuShares, Measures, gauge_of, job_for
 from tune_inat.sharing import Sharing
 from tune_inat.storages import Storage
 from tune_inat.store import Store, default_root
@@ -30,8 +33,8 @@ END_SECONDS = 3.0
 
 
 def this_machine() -> Cluster:
-    """The devices of this machine alone."""
-    return Cluster(n_cpus=len(os.sched_getaffinity(0)), n_gpus=torch.cuda.device_count())
+    """The devices of this machine alone, those that are pretended included."""
+    return Cluster(len(os.sched_getaffinity(0)), n_gpus=n_pretended() or torch.cuda.device_count())
 
 
 def open_bench(
@@ -59,12 +62,11 @@ def open_bench(
         states=None if storage is None else storage.states,
         search=search,
         precision="fp32",
-        device="cuda" if gpus_per_trial > 0 else "cpu",
+        device="cuda" if gpus_per_trial > 0 and not n_pretended() else "cpu",
         reuse=settings.reuse,
         metric=metric.name,
         goal=metric.goal,
         n_threads=len(os.sched_getaffinity(0)),
-        memory_fraction=gpus_per_trial if 0 < gpus_per_trial < 1 else None,
         budget_bytes=asked_budget(settings),
     )
     bench = open_driver_bench(job, meter)
@@ -126,28 +128,38 @@ class Preparation:
         """Load what the trials train; returns what the user must be told. Raises `UserError`."""
         return self._bench.check([trial.config for trial in self._trials])
 
-    def foresee(self, cluster: Cluster, *, seconds_so_far: float) -> tuple[Forecast, Devices]:
+    def foresee(
+        self, cluster: Cluster, *, seconds_so_far: float, measures: Measures | None = None
+    ) -> tuple[Forecast, Devices]:
         """The plan in figures, and how devices are shared out; the bench's job follows it from now on.
+
+        Args:
+            measures: the GPUs of a node; without it, those of this machine are measured.
 
         Raises:
             ResourceError: devices are asked for that can never be there.
         """
         settings = self._inputs.settings
         gpus = None if settings.gpus_per_trial == "auto" else settings.gpus_per_trial
-        asked = Asked(settings.cpus_per_trial, gpus, settings.max_concurrent)
+        asked = Asked(settings.cpus_per_trial, gpus, settings.max_concurrent, settings.cpu_trials)
         asked, notices = self._as_so_far(asked, cluster)
         cuts, probe = Cuts(self._bench), Probe(self._bench, Store(default_root()))
         cuts.look_at([trial.config for trial in self._trials])
         n_images = len(self._inputs.data.train.labels)
         sharing = Sharing(self._trials, cuts=cuts, probe=probe, n_images=n_images)
-        devices = sharing.choose(device_options(cluster, asked, n_trials=sharing.n_families))
-        gpus = devices.gpus_per_trial
-        self._bench.job = replace(
-            self._bench.job,
-            n_threads=devices.cpus_per_trial,
-            device="cuda" if gpus > 0 else "cpu",
-            memory_fraction=gpus if 0 < gpus < 1 else None,
+        is_auto = gpus is None and asked.takes_gpu(cluster)
+        configs = [trial.config for trial in self._trials] if is_auto else []
+        heavy = heavy_configs(configs, cuts, n_images=n_images)
+        self._bench.rest()  # what this process has of a GPU is not the measure of what is free
+        shares = GpuShares(
+            cluster,
+            asked,
+            lambda node: gauge_of(node, self._bench.job, probe, measures),
+            heavy,
+            n_trials=sharing.n_families,
         )
+        devices = sharing.choose(shares.options(n_trials=sharing.n_families))
+        self._bench.job = job_for(self._bench.job, devices, step_bytes=shares.step_bytes())
         forecaster = Forecaster(
             self._bench,
             self._trials,
@@ -157,10 +169,12 @@ class Preparation:
             probe=probe,
         )
         n_at_once = forecaster.n_training or len(self._trials)
-        asked = replace(asked, cpus_per_trial=devices.cpus_per_trial)
-        devices = share_devices(cluster, asked, n_trials=n_at_once)
+        if devices.gpus_per_trial == 0:
+            asked = replace(asked, cpus_per_trial=devices.cpus_per_trial)
+        devices = shares.share(asked, n_trials=n_at_once)
+        self._bench.job = job_for(self._bench.job, devices, step_bytes=shares.step_bytes())
         forecast = forecaster.forecast(
-            devices,
+            devices.on_gpus(),
             n_finished=self._n_finished,
             is_representative=self._is_representative,
             start_seconds=seconds_so_far + END_SECONDS,
@@ -169,7 +183,12 @@ class Preparation:
             self._bench.job, kept=forecaster.decisions(), has_room=not forecaster.choice.crowded_out
         )
         self._bench.rest()
-        return replace(forecast, notices=(*notices, *forecast.notices)), devices
+        return replace(
+            forecast,
+            notices=(*notices, *shares.notices, *forecast.notices),
+            devices=devices,
+            packings=tuple(shares.packings(n_at_once)),
+        ), devices
 
     def _as_so_far(self, asked: Asked, cluster: Cluster) -> tuple[Asked, tuple[str, ...]]:
         """What is asked for with the cores that each trial of this search got until now; and notices."""

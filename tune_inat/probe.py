@@ -97,6 +97,21 @@ class Probe:
         measured = self._kept(key, lambda: {"rate": self._time_frozen(config, network, n_threads)})
         return float(measured["rate"])
 
+    def measured_for(
+        self, config: TrialConfig, key: list[Any], measure: Callable[[], dict[str, float]]
+    ) -> dict[str, Any]:
+        """What `measure` says of a trial's steps, measured once for all trials that take the same.
+
+        Args:
+            key: what else it depends on. This process holds nothing on a GPU meanwhile.
+        """
+        network = self._bench.network(config)
+        of_step = [network.cut, sorted(network.trainable), config.batch_size, config.optimizer]
+        of_step += [*self._of_model(config), self._bench.job.reuse]
+        del network
+        self._bench.rest()
+        return self._kept([*key, *of_step], measure)
+
     def contention(self, *, n_threads: int, n_concurrent: int) -> float:
         """How much longer a CPU takes for each thing when it does several at a time, 1 or more."""
         if n_concurrent == 1 or self._bench.device.type != "cpu":
@@ -119,7 +134,7 @@ class Probe:
 
     def _time_step(self, config: TrialConfig, network: Network, n_threads: int) -> StepTimes:
         optimizer = Optimizer(config, network.trainable, network.block_of)
-        features = self._features(network, config, config.batch_size)
+        features = features_like(self._bench, network, config, config.batch_size)
         labels = torch.zeros(config.batch_size, dtype=torch.int64, device=self._bench.device)
         numbers = iter(range(10**6))
 
@@ -144,14 +159,14 @@ class Probe:
                 step_seconds = self._seconds(lambda: step(n_tried)) * config.batch_size / n_tried
             else:
                 step_seconds = self._seconds(step)
-            images = self._features(network, config, EVALUATED_IMAGES)
+            images = features_like(self._bench, network, config, EVALUATED_IMAGES)
             network.suffix.eval()
             self._timed(evaluate)
             n_bytes = saved.n_bytes * config.batch_size // n_tried
             return StepTimes(step_seconds, self._seconds(evaluate) / EVALUATED_IMAGES, n_bytes)
 
     def _time_pass(self, config: TrialConfig, network: Network) -> float:
-        features = self._features(network, config, config.batch_size)
+        features = features_like(self._bench, network, config, config.batch_size)
 
         def run(n: int = config.batch_size) -> None:
             with self._bench.autocast():
@@ -184,17 +199,6 @@ class Probe:
             self._timed(run)
             return n_images * flops / self._seconds(run)
 
-    def _features(self, network: Network, config: TrialConfig, n: int) -> Tensor:
-        """Something of the shape and type of what crosses at the cut; at the input, of pixels."""
-        size = config.image_size
-        if network.cut == INPUT:
-            pixels = torch.zeros(n, size, size, 3, dtype=torch.uint8, device=self._bench.device)
-            return pixels.permute(0, 3, 1, 2)
-        shape = network.traced.at(network.cut, size).shape
-        dtype = STORED_TYPE[self._bench.job.precision][1]
-        features = torch.rand(n, *shape, device=self._bench.device, dtype=dtype)
-        return features.to(memory_format=torch.channels_last) if features.ndim == 4 else features
-
     def _seconds(self, run: Callable[[], None]) -> float:
         """The median time of a few runs; of slow ones, the time of one."""
         times = [self._timed(run)]
@@ -208,6 +212,18 @@ class Probe:
         if self._bench.device.type == "cuda":
             torch.cuda.synchronize(self._bench.device)
         return time.perf_counter() - started
+
+
+def features_like(bench: Workbench, network: Network, config: TrialConfig, n: int) -> Tensor:
+    """Something of the shape and type of what crosses at the cut; at the input, of pixels."""
+    size = config.image_size
+    if network.cut == INPUT:
+        pixels = torch.zeros(n, size, size, 3, dtype=torch.uint8, device=bench.device)
+        return pixels.permute(0, 3, 1, 2)
+    shape = network.traced.at(network.cut, size).shape
+    dtype = STORED_TYPE[bench.job.precision][1]
+    features = torch.rand(n, *shape, device=bench.device, dtype=dtype)
+    return features.to(memory_format=torch.channels_last) if features.ndim == 4 else features
 
 
 class _SavedBytes:

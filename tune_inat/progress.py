@@ -18,6 +18,7 @@ from rich.text import Text
 
 from tune_inat.board import Clock, TrialBoard
 from tune_inat.errors import printable
+from tune_inat.gpu_lines import gpu_lines
 from tune_inat.meter import Advance
 from tune_inat.notebook import Canvas, NotebookProgress, is_notebook, open_notebook_console
 from tune_inat.objective import DEFAULT_METRIC, Metric
@@ -134,7 +135,7 @@ class Terminal:
 
     def plan_in_short(self, plan: Mapping[str, Any]) -> None:
         """What a search is about to do, in a few lines; `plan` is a `Forecast` as JSON."""
-        for line in plan_lines(plan):
+        for line in (*plan_lines(plan), *gpu_lines(plan)):
             self.say(line)
         for notice in plan["notices"]:
             self.warn(notice)
@@ -148,7 +149,7 @@ class Terminal:
             self._print(self._results, "")
             self._print(self._results, table)
         self._print(self._results, "")
-        for line in plan_lines(plan)[-1:]:
+        for line in (*gpu_lines(plan), *plan_lines(plan)[-1:]):
             self._result(line)
         for notice in plan["notices"]:
             self.warn(notice)

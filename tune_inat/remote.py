@@ -159,12 +159,16 @@ def _check_names(files: Sequence[_RemoteFile], name: str) -> None:
     folders = {parent for file in files for parent in _parents(file.relative)}
     problems = []
     for relative in sorted(file.relative for file in files):
-        parts = relative.split("/")
-        if {"", ".", ".."} & set(parts) or "\0" in relative:
+        if not is_below(relative):
             problems.append(f"{name}: {relative!r} is not a path below it.")
         elif relative in folders:
             problems.append(f"{name}: {relative!r} is both a file and a folder.")
     _raise_some(problems)
+
+
+def is_below(relative: str) -> bool:
+    """Whether an object's name, with slashes, is a path below a folder; in buckets it may be anything."""
+    return not {"", ".", ".."} & set(relative.split("/")) and "\0" not in relative
 
 
 def _parents(relative: str) -> list[str]:

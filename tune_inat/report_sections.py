@@ -218,31 +218,39 @@ def _parameter_charts(search: SearchToReport, found: StudyCharts) -> Html:
             f"From the {found.n_complete:,} trials that came to their end, as an Optuna study; parameters "
             "that are the same in all of them are left out."
         ),
-        chart(
-            "importances",
-            charts.importances(found.importances),
-            title="How much each parameter matters",
-            text=f"By {found.method}: {shares}. It says what mattered within what was tried.{guess}",
-            height=120 + 34 * len(names),
-        ),
-        chart(
-            "parallel",
-            found.parallel,
-            title="Parallel coordinates",
-            is_wide=True,
-            text=f"A line for each trial, blue where {label} is good, orange where it is poor{blue}; "
-            f"{better} is better. The leaderboard has the same values as a table.",
-            height=420,
-        ),
+    ]
+    if found.parallel is not None:
+        parts.append(
+            chart(
+                "importances",
+                charts.importances(found.importances),
+                title="How much each parameter matters",
+                text=f"By {found.method}: {shares}. It says what mattered within what was tried.{guess}",
+                height=120 + 34 * len(names),
+            )
+        )
+        parts.append(
+            chart(
+                "parallel",
+                found.parallel,
+                title="Parallel coordinates",
+                is_wide=True,
+                text=f"A line for each trial, blue where {label} is good, orange where it is poor{blue}; "
+                f"{better} is better. The leaderboard has the same values as a table.",
+                height=420,
+            )
+        )
+    each = f"each parameter ({', '.join(names[:6])})" if len(names) > 1 else names[0]
+    parts.append(
         chart(
             "slices",
             found.slices,
-            title="Slices",
-            is_wide=True,
-            text=f"The {label} of each trial over each parameter ({', '.join(names[:6])}).",
+            title="Slices" if len(names) > 1 else "Slice",
+            is_wide=len(names) > 1,
+            text=f"The {label} of each trial over {each}.",
             height=360,
-        ),
-    ]
+        )
+    )
     if found.contour is not None:
         few = (
             f", {MAX_CONTOUR_TRIALS} trials from best to worst" if found.n_contour < found.n_complete else ""

@@ -21,6 +21,7 @@ from tune_inat.report_facts import ReportedTrial, SearchToReport
 from tune_inat.report_page import Figure, chart_text
 
 MIN_TRIALS = 4  # fewer say nothing of two parameters
+MIN_TRIALS_OF_ONE = 2
 MAX_FANOVA_TRIALS = 300  # fANOVA's forest takes seconds beyond that
 MAX_CONTOUR_TRIALS = 60  # a contour has a cell for each pair of values
 MAX_PARAMETERS = 8
@@ -39,13 +40,14 @@ class StudyCharts:
     Attributes:
         importances: of each varied parameter, the most important first; they sum up to 1.
         method: how they were found, in words.
-        parallel: the coordinates of each trial; `slices` the metric over each parameter; `contour` over two.
+        parallel: the coordinates of each trial; `None` where one parameter varies: `slices` has it all.
+        slices: the metric over each parameter; `contour` over two.
         n_complete: trials that came to their end, of which all this is.
     """
 
     importances: Mapping[str, float]
     method: str
-    parallel: Figure
+    parallel: Figure | None
     slices: Figure
     contour: Figure | None
     n_complete: int
@@ -59,13 +61,10 @@ def study_charts(search: SearchToReport) -> StudyCharts | str:
     ]
     done = [trial for trial in done if math.isfinite(search.value(trial) or 0.0)]
     varied = [name for name in search.varied if len({repr(trial.config.get(name)) for trial in done}) > 1]
-    if len(varied) < 2:
-        return (
-            f"Among the trials that came to their end, {len(varied)} of the parameters vary; with fewer than "
-            "two there is nothing to compare."
-        )
-    if len(done) < MIN_TRIALS:
-        return f"{len(done)} trials came to their end; with fewer than {MIN_TRIALS} this would say nothing."
+    if not varied:
+        return "Among the trials that came to their end no parameter varies: there is nothing to compare."
+    if len(done) < (least := MIN_TRIALS if len(varied) > 1 else MIN_TRIALS_OF_ONE):
+        return f"{len(done)} trials came to their end; with fewer than {least} this would say nothing."
     if len({search.value(trial) for trial in done}) < 2:
         return "All trials that came to their end have the same metric: no parameter made a difference."
     with warnings.catch_warnings():
@@ -75,7 +74,8 @@ def study_charts(search: SearchToReport) -> StudyCharts | str:
 
 def _charts(search: SearchToReport, done: Sequence[ReportedTrial], varied: Sequence[str]) -> StudyCharts:
     study = _study(search, done, varied)
-    importances, method = _importances(study, len(done))
+    is_alone = len(varied) == 1
+    importances, method = ({varied[0]: 1.0}, "") if is_alone else _importances(study, len(done))
     names = sorted(varied, key=lambda name: (-importances.get(name, 0.0), varied.index(name)))
     shown = names[:MAX_PARAMETERS]
     few = done if len(done) <= MAX_CONTOUR_TRIALS else _evenly(done, MAX_CONTOUR_TRIALS)
@@ -84,14 +84,16 @@ def _charts(search: SearchToReport, done: Sequence[ReportedTrial], varied: Seque
 
     contour_study = study if few is done else _study(search, few, varied)
     contour = None
-    if all(len({repr(trial.config.get(name)) for trial in few}) > 1 for name in names[:2]):
+    if not is_alone and all(len({repr(trial.config.get(name)) for trial in few}) > 1 for name in names[:2]):
         contour = _plain(
             visualization.plot_contour(contour_study, params=names[:2], target=_value, target_name=label)
         )
     return StudyCharts(
         importances=importances,
         method=method,
-        parallel=_parallel(
+        parallel=None
+        if is_alone
+        else _parallel(
             _plain(
                 visualization.plot_parallel_coordinate(study, params=shown, target=_value, target_name=label)
             ),

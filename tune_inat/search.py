@@ -129,6 +129,7 @@ def main(
     trials: Annotated[int | None, _option("trials")] = None,
     max_hours: Annotated[float | None, _option("max_hours")] = None,
     gpus_per_trial: Annotated[str, _option("gpus_per_trial")] = "auto",
+    cpu_trials: Annotated[bool, _option("cpu_trials", "--cpu-trials/--no-cpu-trials")] = False,
     cpus_per_trial: Annotated[int | None, _option("cpus_per_trial")] = None,
     max_concurrent: Annotated[int | None, _option("max_concurrent")] = None,
     max_failures: Annotated[int, _option("max_failures")] = 1,

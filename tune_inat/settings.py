@@ -43,6 +43,7 @@ class SearchSettings(BaseModel):
     gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="GPUs of a trial: auto, a share (0.25) or a number; 0 runs on the CPU"
     )
+    cpu_trials: bool = Field(False, description="let nodes without GPUs take trials of a search on GPUs, too")
     cpus_per_trial: int | None = Field(None, ge=1, description="CPU cores of a trial")
     max_concurrent: int | None = Field(None, ge=1, description="how many trials run at a time")
     max_failures: int = Field(1, ge=0, description="how often a trial that fails is tried again")

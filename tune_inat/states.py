@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -93,9 +94,16 @@ class FamilyStates:
             look: called now and then while it waits; may raise, to give up.
 
         Raises:
-            ResourceError: the cache cannot be written.
+            ResourceError: the cache cannot be written, or this machine does not see what is shared.
         """
-        make_folder(self.folder.parent)
+        root = self.folder.parent
+        if self._ownership is None:
+            make_folder(root)
+        elif not root.is_dir():  # of a machine that came while the search runs
+            raise ResourceError(
+                f"{socket.gethostname()} does not see {root}, where trials of all nodes keep their epochs. "
+                "Give a --storage that all nodes share: a folder, such as one on NFS, or a bucket."
+            )
         holding = self._locked(look) if self._ownership is None else self._ownership.held(look)
         with holding:
             with writing(self.folder):

@@ -67,6 +67,8 @@ class FolderStorage:
             ResourceError: another search holds it, or it cannot be written.
         """
         with held(folder):
+            if self.states_root is not None:
+                make_folder(self.states_root)  # a machine that does not see it has another disk
             yield None
 
 

@@ -70,12 +70,14 @@ class LiveTable:
     def _headline(self, n_running: int, width: int) -> Table:
         """How many trials are done and run, how fast, how long the rest takes; as a bar, the work done."""
         standings = self._standings
-        left = standings.seconds_left(self._elapsed)
+        is_over = standings.n_done >= standings.total
+        left = None if is_over else standings.seconds_left(self._elapsed)
+        state = "all ended" if is_over else f"{n_running} running" if standings.trials else "starting"
         line = Table.grid(padding=(0, GAP, 0, 0))
         texts = [
             Text("trials", style="bold"),
             Text(f"{standings.n_done:,}/{standings.total:,}"),
-            Text(f"{n_running} running" if standings.trials else "starting", style="dim"),
+            Text(state, style="dim"),
         ]
         if left is not None:
             texts += [Text(f"about {estimate(left)} left", style="dim")]
@@ -173,7 +175,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     devices = plan["devices"]
     share = f"{devices['cpus_per_trial']:,} cores" if devices["cpus_per_trial"] > 1 else "one core"
     if devices["gpus_per_trial"]:
-        share = f"{devices['gpus_per_trial']:g} GPUs and {share}"
+        share = f"{_gpus(devices['gpus_per_trial'])} and {share}"
     at_a_time = devices["max_concurrent"]
     trials = (
         f"{at_a_time:,} trials at a time with {share} each"
@@ -186,6 +188,13 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         f"{amount(plan['disk']['total'], 'bytes')} of disk."
     )
     return lines
+
+
+def _gpus(n: float) -> str:
+    """So much of a GPU, or so many: `0.25 of a GPU`, `a GPU`, `2 GPUs`."""
+    if n == 1:
+        return "a GPU"
+    return f"{n:g} of a GPU" if n < 1 else f"{n:g} GPUs"
 
 
 def plan_tables(plan: Mapping[str, Any], width: int) -> list[Table]:

@@ -1,6 +1,7 @@
 """One trial: the freeze-and-fine-tune loop. It is a pure function of its configuration and its inputs."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -223,8 +224,17 @@ class Trainer:
             "precision": self._job.precision,
             "device": self._device.type,
             "threads": torch.get_num_threads(),
+            **self._place(),
             **({"micro_batches": n_parts} if n_parts > 1 else {}),
         }
+
+    def _place(self) -> dict[str, Any]:
+        """Which GPU this is, by the number that the machine has for it, and how much of it."""
+        job = self._job
+        if job.gpus == 0:
+            return {}
+        fraction = {} if job.memory_fraction is None else {"memory_fraction": round(job.memory_fraction, 4)}
+        return {"gpus": job.gpus, "gpu": os.environ.get("CUDA_VISIBLE_DEVICES", ""), **fraction}
 
     def resume(self, states: FamilyStates, *, up_to: int) -> int:
         """Take over the latest state kept, at most that of epoch `up_to`; returns its epoch, 0 for none."""

@@ -16,7 +16,7 @@ from ray.tune.search import ConcurrencyLimiter
 
 from tune_inat.cluster import keep_keys_out_of_commands
 from tune_inat.config import TrialConfig
-from tune_inat.devices import Devices
+from tune_inat.devices import Cluster, Devices
 from tune_inat.ending import Ending
 from tune_inat.errors import UserError
 from tune_inat.failures import take_memory_kills_for_deaths
@@ -34,6 +34,8 @@ from tune_inat.plan import PlannedTrial
 from tune_inat.rows import Row
 from tune_inat.scratch import scratch_folder
 from tune_inat.searchers import PlannedProposer, Proposer, tune_mode
+from tune_inat.shares import job_at
+from tune_inat.slots import Slots
 from tune_inat.sweep import EarlyStopping
 from tune_inat.trial import EpochReport, InterruptedTrialError, NonFiniteLossError, run_trial
 from tune_inat.tries import Tries
@@ -52,6 +54,7 @@ class WorkerShare:
         horizons: by family, the epochs at which its trials end, as far as they are known.
         search_id: tells one search from the next in a process that serves both.
         elsewhere: what other nodes of a cluster have.
+        jobs: the job by the kind of a trial's place, where that is not the same for all.
     """
 
     job: Job
@@ -60,6 +63,7 @@ class WorkerShare:
     stop_file: Path
     search_id: str
     elsewhere: Elsewhere | None = None
+    jobs: Mapping[str, Job] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class TrialRun:
         tries: how often a trial that fails is tried again.
         trial_seconds: what a trial should take, by its id, where that is known.
         elsewhere: what a node of a cluster can have from the others.
+        cluster: what there is now, for trials that run at places of several kinds.
     """
 
     job: Job
@@ -87,6 +92,7 @@ class TrialRun:
     tries: Tries = field(default_factory=Tries)
     trial_seconds: Mapping[str, float] = field(default_factory=dict)
     elsewhere: Elsewhere | None = None
+    cluster: Callable[[], Cluster] | None = None
 
 
 def run_trials(
@@ -126,6 +132,7 @@ def run_trials(
             tries=run.tries,
             has_lost_machine=losses.has_lost_machine,
             is_over=ending.is_over,
+            slots=Slots(devices.places, run.cluster) if devices.places and run.cluster else None,
         )
         limited = ConcurrencyLimiter(searcher, devices.max_concurrent)
         watcher = Watcher(
@@ -139,10 +146,15 @@ def run_trials(
             tries=run.tries,
             hangs=HangWatch(run.trial_seconds),
         )
-        share = WorkerShare(job, run.horizons, run.early_stopping, stop_file, str(scratch), run.elsewhere)
+        jobs = {place.kind: job_at(job, place) for place in devices.places}
+        share = WorkerShare(
+            job, run.horizons, run.early_stopping, stop_file, str(scratch), run.elsewhere, jobs
+        )
         trainable = tune.with_resources(
             tune.with_parameters(_train, share=share),
-            {"cpu": devices.cpus_per_trial, "gpu": devices.gpus_per_trial},
+            {"cpu": devices.cpus_per_trial, "gpu": devices.gpus_per_trial}
+            if not devices.places
+            else resources_at,
         )
         tuner = tune.Tuner(
             trainable,
@@ -181,6 +193,16 @@ def is_order_free(run: TrialRun) -> bool:
     """
     is_early = run.early_stopping is not None or run.ending.max_seconds is not None
     return not is_early and run.devices.max_concurrent > 1
+
+
+def resources_at(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    """What Ray is asked for so that a trial runs at its place, see `Slots`."""
+    place = config["place"]
+    labels = {"ray.io/node-id": f"in({','.join(place['nodes'])})"} if place["nodes"] else {}
+    return tune.PlacementGroupFactory(
+        [{"CPU": place["cpus"], **({"GPU": place["gpus"]} if place["gpus"] else {})}],
+        bundle_label_selector=[labels],
+    )
 
 
 class SilentReporter(tune.ProgressReporter):
@@ -254,6 +276,7 @@ def _train(config: dict[str, Any], share: WorkerShare) -> None:
     """The trainable, in a worker process of Ray that is used again for trial after trial."""
     planned = PlannedTrial(config["trial_id"], TrialConfig(**config["params"]))
     rung_metric = RungMetric(Metric(share.job.metric, share.job.goal), share.early_stopping)
+    place = config.get("place")
 
     def report(progress: EpochReport) -> None:
         tune.report(
@@ -264,14 +287,14 @@ def _train(config: dict[str, Any], share: WorkerShare) -> None:
                 "where": _bench_of(share).where,
                 "trained": progress.trained,
                 "correct": progress.correct,
-                "work": asdict(_bench_of(share).take_work()),
+                "work": asdict(_bench_of(share, place).take_work()),
             }
         )
 
     with heard_by(Pulse()), suppress(InterruptedTrialError):  # the watcher sees that the search is over
         try:
             run_trial(
-                _bench_of(share),
+                _bench_of(share, place),
                 planned.config,
                 horizons=share.horizons.get(planned.family_key, ()),
                 report=report,
@@ -312,8 +335,10 @@ class RungMetric:
         return self._best
 
 
-def _bench_of(share: WorkerShare) -> Workbench:
+def _bench_of(share: WorkerShare, place: Mapping[str, Any] | None) -> Workbench:
+    """The workbench of this process, which Ray has placed once and for all."""
     if share.search_id not in _benches:
         _benches.clear()
-        _benches[share.search_id] = open_worker_bench(share.job, share.elsewhere)
+        job = share.job if place is None else share.jobs[place["kind"]]
+        _benches[share.search_id] = open_worker_bench(job, share.elsewhere)
     return _benches[share.search_id]

@@ -134,6 +134,7 @@ class Watcher(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself, or was stopped: by the scheduler, or because the search is over."""
+        _forget_statistics(trial)
         trial_id = trial.config["trial_id"]
         if trial_id in self._known:
             self._fail(trial_id, Failure(self._known.pop(trial_id)))
@@ -145,6 +146,7 @@ class Watcher(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed, perhaps before it started: then Tune has not spoken of it yet."""
+        _forget_statistics(trial)
         trial_id = trial.config["trial_id"]
         if self._trials.get(trial_id) is not trial:
             self.on_trial_start(iteration, trials, trial)
@@ -211,3 +213,9 @@ class Watcher(tune.Callback):
             seconds=self._seconds(trial_id),
             failures=tuple(self._failures[trial_id]),
         )
+
+
+def _forget_statistics(trial: Any) -> None:
+    """Let go of the running means that Tune keeps of each metric: most of its memory for a trial."""
+    trial.run_metadata.metric_analysis.clear()
+    trial.run_metadata.metric_n_steps.clear()

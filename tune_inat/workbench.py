@@ -34,6 +34,7 @@ from tune_inat.images import (
 from tune_inat.job import Job
 from tune_inat.life import SigningMeter
 from tune_inat.meter import Meter
+from tune_inat.mps import take_part
 from tune_inat.network import LoadedBackbone, Network
 from tune_inat.places import at_this_host, this_host
 from tune_inat.recipe import recipe_key
@@ -45,7 +46,6 @@ from tune_inat.store import claim_root, hash_of
 from tune_inat.tracing import trace
 
 STATES_KIND = "states"
-GPU_SHARE_FOR_TRIALS = 0.9  # the rest is for the process that conducts the search, and for contexts
 FIRST_FRESH_VIEW = 1000  # fresh views are numbered from here, kept ones below
 Part = Literal["train", "val", "test"]
 
@@ -140,8 +140,7 @@ class Workbench:
         """The same where it is known which weights a trial starts from."""
         family = config.family() if self.job.reuse else config.model_dump()
         job = self.job
-        runs_on = job.n_threads if job.device == "cpu" else job.device  # how sums are rounded depends on it
-        work = [family, job.data.fingerprint, weights_key, job.precision, recipe_key(), runs_on]
+        work = [family, job.data.fingerprint, weights_key, job.precision, recipe_key(), job.runs_on]
         if self._shared is not None:
             return self._shared.family(job.store.root / STATES_KIND, hash_of(work))
         if job.states_root is None:
@@ -313,7 +312,8 @@ class Workbench:
             return PlainSource(self._rows_of(pixels.key, pixels.array), picked, network.prefix, precision)
         kept = CutFeatures(pictures.key, network.backbone.weights_key, base, precision)
         if kept.key not in self._rows:
-            self._rows[kept.key] = Rows(self._load_features(network, pictures, kept), self.device)
+            array = self._load_features(network, pictures, kept)
+            self._rows[kept.key] = Rows(array, self.device, step_bytes=self.job.step_bytes)
         lead = None if base == network.cut else network.traced.segment(base, network.cut)
         return PlainSource(self._rows[kept.key], picked, lead, precision)
 
@@ -448,7 +448,7 @@ class Workbench:
 
     def _rows_of(self, key: str, array: npt.NDArray[np.generic]) -> Rows:
         if key not in self._rows:
-            self._rows[key] = Rows(array, self.device)
+            self._rows[key] = Rows(array, self.device, step_bytes=self.job.step_bytes)
         return self._rows[key]
 
 
@@ -457,9 +457,11 @@ def open_worker_bench(job: Job, elsewhere: Elsewhere | None = None) -> Workbench
     job = at_this_host(job)
     torch.set_num_threads(job.n_threads)
     claim_root(job.store.root)  # on another machine nobody has yet
+    if job.device == "cuda" and 0 < job.gpus < 1:
+        take_part(int(1 / job.gpus + 1e-9), os.environ)
     device = _open_device(job.device)
     if device.type == "cuda" and job.memory_fraction is not None:
-        torch.cuda.set_per_process_memory_fraction(job.memory_fraction * GPU_SHARE_FOR_TRIALS, device)
+        torch.cuda.set_per_process_memory_fraction(job.memory_fraction, device)
     return Workbench(job, device, SigningMeter(), elsewhere=elsewhere)
 
 

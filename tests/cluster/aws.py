@@ -70,6 +70,11 @@ class SimulatedAws:
             if it.facts["kind"] == kind and (not states or it.state in states)
         }
 
+    def machine(self, instance: Instance) -> Node:
+        """What stands for an instance that runs."""
+        assert instance.node is not None
+        return instance.node
+
     def start(self) -> None:
         """Switch AWS on: an account where nothing is yet."""
         place = self.laptop.folder / "root"
@@ -150,6 +155,7 @@ class SimulatedAws:
         (root / ".aws" / "credentials").write_text(CREDENTIALS)
         (root / ".aws" / "config").write_text(CONFIG)
         (root / ".config" / "pip" / "pip.conf").write_text(PIP_CONFIG)
+        (root / ".bashrc").write_text(f"export AWS_ENDPOINT_URL={ENDPOINT}\n")
         shutil.copytree(self.bed.folder / "venv", root / "venv", symlinks=True)
         return self.bed.add(name, last, key=made.stdout, also=public)
 
@@ -177,16 +183,20 @@ def make_environment(laptop: Node, folder: Path) -> None:
     (packages / "zz_of_the_test.pth").write_text(
         "\n".join(path for path in sys.path if path.endswith("site-packages"))
     )
+    for old in (*packages.glob("setuptools*"), packages / "_distutils_hack"):  # it would hide the newer one
+        shutil.rmtree(old, ignore_errors=True)
+    (packages / "distutils-precedence.pth").unlink(missing_ok=True)
     (venv / "bin" / "ray").write_text(RAY)
     (venv / "bin" / "ray").chmod(0o755)
 
 
 def filled_in() -> str:
-    """`cluster.yaml` with what a user fills in, and a shorter wait for idle workers."""
+    """`cluster.yaml` with what a user fills in, W&B's key mounted, and a shorter wait for idle workers."""
     text = (REPOSITORY / "cluster.yaml").read_text()
     for before, after in {
         "ami-00000000000000000": "ami-03cf127a",  # any of those that moto has
         "idle_timeout_minutes: 5 ": "idle_timeout_minutes: 0.5 ",
+        "# ~/.netrc: ~/.netrc ": "~/.netrc: ~/.netrc ",
     }.items():
         assert text.count(before) == 1, before
         text = text.replace(before, after)

@@ -1,7 +1,7 @@
 """A search on three machines that `ray up` has made a cluster of: the same command, the same numbers.
 
 Machines are lost in the middle. `TUNE_INAT_LOSSES=1` also cuts a link, which Ray takes a minute to
-notice, and has a machine join late.
+notice, and has a machine take the place of a lost one.
 """
 
 import json
@@ -47,6 +47,7 @@ parameters:
   lr: {values: [1.0e-2, 1.0e-3]}
 """
 N_EPOCHS = 160  # that it trains
+S3_PORT = 5555
 
 
 @pytest.fixture(scope="module")
@@ -247,14 +248,24 @@ def test_trial_of_a_machine_whose_link_is_cut_is_trained_elsewhere_though_that_m
 
 
 @all_losses
-def test_machine_that_joins_late_is_given_trials(cluster: Cluster, undisturbed: dict[str, Any]) -> None:
-    cluster.on("worker2", "ray stop --force")
-    cluster.await_nodes(2)
-    search = start(cluster, "late")
-    search.await_that(has_trained(1, "worker1"))
-    cluster.start_ray("worker2", "head")
-    search.await_that(has_trained(1, "worker2"))
-    assert_undisturbed(search, undisturbed)
+def test_machine_that_takes_the_place_of_a_lost_one_is_given_trials(cluster: Cluster) -> None:
+    shared = cluster.bed.shared
+    (shared / "long.yaml").write_text(PROBES.replace("[40, 80]", "[600, 1200]"))
+    arguments = f"--space {shared}/long.yaml --data {shared}/photos --max-failures 0"
+    alone = cluster.search(f"{arguments} --storage {shared}/unreplaced")
+    assert alone.returncode == 0, alone.stderr
+    folder = shared / "replaced" / "long-photos"
+    search = cluster.start_search(f"--address auto {arguments} --storage {shared}/replaced", folder)
+    search.await_that(has_trained(5, "worker1"))
+    cluster.kill_raylet("worker1")
+    search.await_that(lambda events: any(event["event"] == "failure" for event in events))
+    n_before = len(search.events())
+    cluster.start_ray("worker1", "head")
+    search.await_that(lambda events: has_trained(1, "worker1")(events[n_before:]))
+    ran = search.ran()
+    assert ran.returncode == 0, ran.stderr
+    assert numbers(search.summary) == numbers(summary_in(shared / "unreplaced" / "long-photos"))
+    assert reported_twice(search.events()) == []
 
 
 def test_worker_that_is_lost_costs_at_most_the_epochs_in_flight(

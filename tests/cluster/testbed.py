@@ -129,10 +129,11 @@ class Node:
         _ip("link", "set", self.link, "up")
 
     def power_off(self) -> None:
-        """End all of its processes at once."""
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        self.process.wait(WAIT_SECONDS)
+        """End all of its processes at once; of a machine that is off already, nothing."""
+        if self.process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            self.process.wait(WAIT_SECONDS)
         _ip("link", "del", self.link, check=False)
         _ip("netns", "del", f"{TAG}-{self.name}", check=False)
 

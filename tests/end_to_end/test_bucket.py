@@ -91,13 +91,14 @@ def life(bucket_server: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Lif
     undisturbed = new_search(tmp_path_factory.mktemp("undisturbed"), SPACE, "--wandb", "disabled")
     assert undisturbed.run().popen.returncode == 0
     search = new_search(folder, SPACE, "--storage", bucket.uri("runs"))
-    search.environment = {**bucket.environment, "TUNE_INAT_STORAGE_SECONDS": "0"}
+    search.environment = {**bucket.environment, "TUNE_INAT_STORAGE_SECONDS": "0"}  # give up at once
 
     running = search.start()
     running.await_that(lambda: n_trained(bucket) >= 1)
     with bucket.refusing():
         running.wait()
     cut_off = Ran(running.popen.returncode, running.text, running.text)
+    search.environment = bucket.environment
 
     running = search.start()
     known = n_trained(bucket)

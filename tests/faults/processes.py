@@ -25,8 +25,8 @@ SESSION = re.compile(r"/tmp/ray/(session_[\d_-]+)")
 AGENT = re.compile(r"ray::(Dashboard|RuntimeEnv)Agent|/agent\.py|/runtime_env/agent/main\.py")
 Kind = Literal["driver", "worker", "raylet", "all"]
 
-# Numbers that the clock gives, and how the work was spread over runs of the command.
-NOT_COMPARED = {"seconds", "epochs_trained"}
+# Numbers that the clock gives, how the work was spread over runs of the command, and which tries failed.
+NOT_COMPARED = {"seconds", "epochs_trained", "failures"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Process:
     @property
     def kind(self) -> str:
         """What it is: a worker that trains, the raylet, or something else."""
-        if self.command.startswith("ray::"):
+        if self.command.startswith("ray::") and not AGENT.search(self.command):  # Ray dies with its agents
             return "worker"
         return "raylet" if "raylet/raylet" in self.command else "other"
 

@@ -1,5 +1,6 @@
 """Disks that are full, read-only or another user's: said with what needs how much, and gone on from."""
 
+import errno
 import os
 import subprocess
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tune_inat.disk import make_folder
+from tune_inat.disk import is_of_full_disk, make_folder
 from tune_inat.errors import ResourceError
 from tune_inat.ledger import LEDGER_FILE, Ledger
 from tune_inat.states import FamilyStates
@@ -134,3 +135,11 @@ def test_part_of_the_cache_that_belongs_to_another_user_is_refused(tmp_path: Pat
             FamilyStates(tmp_path / "cache" / "states", "family").exclusively(),
         ):
             pass
+
+
+def test_search_for_a_full_disk_comes_to_an_end_where_causes_go_round_in_circles() -> None:
+    first, second = RuntimeError("first"), RuntimeError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert not is_of_full_disk(first)
+    second.__cause__ = OSError(errno.ENOSPC, "full")
+    assert is_of_full_disk(first)

@@ -29,7 +29,7 @@ from tests.faults.processes import (
     reported_twice,
     table_of,
 )
-from tune_inat.errors import EXIT_DONE
+from tune_inat.errors import EXIT_DONE, EXIT_USAGE
 from tune_inat.runs import STUDY_FILE
 from tune_inat.searchers import open_study_storage
 
@@ -114,6 +114,27 @@ def test_search_killed_at_random_moments_ends_with_the_same_table(
         assert reported_twice(search.events()) == []
         trained = killing.n_trained()
         note(search=search.cwd.name, trained=trained, undisturbed=expected["reuse"]["epochs_trained"])
+
+
+def test_ray_that_dies_as_it_starts_is_said_in_words(tmp_path: Path) -> None:
+    search = new_search(tmp_path, GRID, "--wandb", "disabled")
+    running = search.start()
+    running.await_that(lambda: any(process.kind == "raylet" for process in running.processes()))
+    running.kill("raylet")
+    assert running.wait(120.0) == EXIT_USAGE, running.text
+    assert "Ray did not start on this machine" in running.text
+    assert "Traceback" not in running.text
+    running.seconds_until_idle()
+
+
+def test_ray_that_dies_while_trials_run_is_said_in_words(tmp_path: Path) -> None:
+    search = new_search(tmp_path, PROBES, "--wandb", "disabled")
+    running = search.start()
+    running.await_that(lambda: any(event["event"] == "epoch" for event in search.events()))
+    running.kill("raylet")
+    assert running.wait(120.0) != EXIT_DONE
+    assert "The same command goes on with what is done." in running.text
+    running.seconds_until_idle()
 
 
 def test_killed_optuna_search_goes_on_with_its_study(tmp_path: Path) -> None:

@@ -167,3 +167,10 @@ def test_owner_of_a_folder_that_was_removed_notices(hostile_path: Path) -> None:
         with pytest.raises(LostOwnershipError) as lost:
             train(states, 1)
         assert not lost.value.is_to_same_search
+
+
+def test_machine_that_does_not_see_the_share_says_so_and_makes_none_of_its_own(hostile_path: Path) -> None:
+    states = FamilyStates(hostile_path / "share", "family", "search")
+    with pytest.raises(ResourceError, match="does not see"), states.exclusively():
+        pass
+    assert not (hostile_path / "share").exists()
