@@ -1,6 +1,10 @@
 """Images in a bucket become a folder here, copied once; from an S3 server of our own on loopback."""
 
 import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -8,10 +12,12 @@ import pytest
 from tests.buckets import Bucket
 from tune_inat.errors import DataError
 from tune_inat.folders import is_image_name
-from tune_inat.meter import SilentMeter
+from tune_inat.meter import Advance, SilentMeter
 from tune_inat.remote import copy_images, hide_secrets
 
 pytest_plugins = ["tests.bucket_fixtures"]
+
+LONG_SECONDS = 30.0
 
 
 def uri_of(bucket: Bucket, below: str = "images") -> str:
@@ -44,6 +50,43 @@ def test_what_is_there_is_not_copied_again(bucket: Bucket, tmp_path: Path) -> No
     copied.write_bytes(b"our")  # of the same size and date: only a second copy would undo it
     os.utime(copied, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert copy(uri_of(bucket), tmp_path) == {"a/1.png": b"our"}
+
+
+class CountingMeter:
+    """Adds up what is copied; the first copy lasts until it is told that another one waits."""
+
+    def __init__(self) -> None:
+        self.n_bytes = 0
+        self.is_copying, self.may_go_on = threading.Event(), threading.Event()
+
+    @contextmanager
+    def task(self, title: str, total: int | None, unit: str) -> Iterator[Advance]:
+        self.is_copying.set()
+        self.may_go_on.wait(LONG_SECONDS)
+        yield self._advance
+
+    def _advance(self, n_bytes: int) -> None:
+        self.n_bytes += n_bytes
+
+
+def test_two_processes_of_a_machine_copy_each_image_once(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put("images/a/1.png", b"one")
+    bucket.put("images/a/2.png", b"four")
+    first, second = CountingMeter(), CountingMeter()
+
+    def copy_as(meter: CountingMeter) -> Path:
+        return copy_images(uri_of(bucket), tmp_path, is_wanted=is_image_name, meter=meter)
+
+    with ThreadPoolExecutor(2) as pool:
+        copies = [pool.submit(copy_as, first)]
+        assert first.is_copying.wait(LONG_SECONDS)
+        copies.append(pool.submit(copy_as, second))
+        second.may_go_on.set()
+        is_second_copying = second.is_copying.wait(0.5)  # it has listed the bucket, and waits for the first
+        first.may_go_on.set()
+    assert not is_second_copying
+    assert (first.n_bytes, second.n_bytes) == (7, 0)
+    assert len({copy.result() for copy in copies}) == 1
 
 
 def test_changed_and_removed_files_are_followed(bucket: Bucket, tmp_path: Path) -> None:

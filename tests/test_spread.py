@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,7 +16,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tests.benches import config_of, make_bench, write_images
 from tests.slow import slow
 from tune_inat.config import TrialConfig
-from tune_inat.features import CutFeatures, open_features
+from tune_inat.cuts import KeptCuts
+from tune_inat.devices import Devices
+from tune_inat.features import CutFeatures, has_features, open_features
+from tune_inat.graph import INPUT
 from tune_inat.handout import Rates
 from tune_inat.job import Job
 from tune_inat.meter import Advance, SilentMeter
@@ -25,7 +28,7 @@ from tune_inat.places import Caches, this_host
 from tune_inat.prefixes import find_passes
 from tune_inat.spread import Spread, spread
 from tune_inat.store import CACHE_VARIABLE, Store
-from tune_inat.workbench import Workbench, open_worker_bench
+from tune_inat.workbench import Work, Workbench, open_worker_bench
 
 N_OF_EACH = 90  # images of three classes: five shards for two nodes
 
@@ -47,10 +50,12 @@ class Nodes:
         ray.init(self.cluster.address, log_to_driver=False)
         stack.callback(ray.shutdown)
 
-    def add(self, name: str) -> Any:
+    def add(self, name: str, *, n_cpus: int = 1) -> Any:
         """One more node, whose cache is the folder of this name."""
         raylet = self.cluster.add_node(
-            num_cpus=1, env_vars={CACHE_VARIABLE: str(self.folder / name)}, object_store_memory=100 * 2**20
+            num_cpus=n_cpus,
+            env_vars={CACHE_VARIABLE: str(self.folder / name)},
+            object_store_memory=100 * 2**20,
         )
         self.cluster.wait_for_nodes()
         return raylet
@@ -93,6 +98,7 @@ class LosingMeter:
             self._happen = None
 
 
+DEVICES = Devices(n_cpus=2, n_gpus=0, cpus_per_trial=1, gpus_per_trial=0.0, max_concurrent=2)
 CONFIGS = [config_of(freeze=0.5), config_of(freeze=1.0), config_of(freeze=0.5, augment="flip", views=2)]
 
 
@@ -113,7 +119,7 @@ def together(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_VARIABLE, str(root))
         bench = bench_on(many, Store(root))
-        done = spread(bench, CONFIGS, SilentMeter())
+        done = spread(bench, CONFIGS, DEVICES, SilentMeter())
     kept = {name: [path.parent.name for path, *_ in nodes.store(name).entries()] for name in nodes.NAMES}
     return done, bench, kept
 
@@ -140,6 +146,20 @@ def test_all_nodes_have_the_bits_of_one_machine(
         expected = open_features(alone.job.store, cut)
         for name in nodes.NAMES:
             assert np.array_equal(open_features(nodes.store(name), cut), expected)
+
+
+def test_later_search_runs_what_is_new_and_no_more(
+    together: tuple[Spread, Workbench, dict[str, list[str]]], alone: Workbench, nodes: Nodes
+) -> None:
+    _, bench, _ = together
+    alone.take_work()
+    deeper = config_of(freeze=0.8)
+    done = spread(bench, [*CONFIGS, deeper], DEVICES, SilentMeter())
+    alone.prepare([deeper])
+    assert done.work == alone.take_work() == Work(pixels_decoded=0, prefix_images=len(bench.job.files))
+    (cut,) = features_of(alone, [deeper])
+    for name in nodes.NAMES:
+        assert np.array_equal(open_features(nodes.store(name), cut), open_features(alone.job.store, cut))
 
 
 @slow
@@ -199,8 +219,56 @@ def test_node_that_is_lost_leaves_its_shards_to_others(
     alone.prepare(configs)
     doomed = nodes.add("doomed")
     meter = LosingMeter(lambda: nodes.cluster.remove_node(doomed, allow_graceful=False))
-    done = spread(bench_on(many, Store(own_cache)), configs, meter)
+    done = spread(bench_on(many, Store(own_cache)), configs, DEVICES, meter)
     assert any("was lost" in notice for notice in done.notices)
     (cut,) = features_of(alone, configs)
     for name in nodes.NAMES:
         assert np.array_equal(open_features(nodes.store(name), cut), open_features(alone.job.store, cut))
+
+
+class AddingMeter:
+    """Has something happen when the search waits."""
+
+    def __init__(self, happen: Callable[[], None]) -> None:
+        self._happen = happen
+
+    @contextmanager
+    def task(self, title: str, total: int | None, unit: str) -> Iterator[Advance]:
+        if "Waiting" in title:
+            self._happen()
+        yield lambda amount: None
+
+
+def test_machines_that_come_on_demand_are_waited_for(nodes: Nodes, many: Path, own_cache: Path) -> None:
+    config = config_of(freeze=1.0, seed=2)
+    bench = bench_on(many, Store(own_cache))
+    bench.job = replace(bench.job, n_threads=2)  # no node has as many yet
+    devices = replace(DEVICES, cpus_per_trial=2)
+    done = spread(bench, [config], devices, AddingMeter(lambda: nodes.add("demanded", n_cpus=2)))
+    assert done.notices == []
+    (cut,) = features_of(bench, [config])
+    assert done.work.prefix_images == len(bench.job.files)
+    assert has_features(nodes.store("demanded"), cut)
+    assert not any(has_features(nodes.store(name), cut) for name in nodes.NAMES)
+
+
+def test_node_whose_disk_has_no_room_runs_frozen_layers_in_each_epoch(
+    images: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(images, store)
+    config = config_of(freeze=1.0)
+    network = bench.network(config)
+    decided = KeptCuts(frozenset({network.cut}), frozenset({network.cut}))
+    kept = {bench.job.images_key(config, of_views=False): decided}
+    bench.job = replace(bench.job, is_guest=True, kept=kept)
+    assert bench.base(network, config, of_views=False) == network.cut
+    monkeypatch.setattr("tune_inat.disk.shutil.disk_usage", lambda path: Usage(10**9, 10**9 - 1, 1))
+    assert bench.base(network, config, of_views=False) == INPUT
+
+
+class Usage(NamedTuple):
+    """As `shutil.disk_usage` has it."""
+
+    total: int
+    used: int
+    free: int

@@ -312,7 +312,7 @@ class _Conductor:
             cpus = devices.cpus_per_trial if is_new and devices.gpus_per_trial == 0 else None
             keep_identity(self._folder, _identity(self._inputs), cpus_per_trial=cpus)
             self._terminal.plan_in_short(self._forecast.to_json())
-            shared = self._share_frozen(preparation)
+            shared = self._share_frozen(preparation, devices)
             self._train(n_left, devices, self._forecast.trial_seconds, cluster, shared)
             if shared is not None and not shared.is_here and not self._effort.is_interrupted:
                 from tune_inat.examination import Examination
@@ -323,7 +323,7 @@ class _Conductor:
         if self._mirror is not None:
             self._mirror.check()
 
-    def _share_frozen(self, preparation: "Preparation") -> "Spread | None":
+    def _share_frozen(self, preparation: "Preparation", devices: "Devices") -> "Spread | None":
         """Have frozen layers run, once for all trials; returns what became of it on a cluster."""
         shared = None
         if self._settings.address is None:
@@ -331,7 +331,7 @@ class _Conductor:
         else:
             from tune_inat.spread import spread
 
-            shared = spread(self._open_bench(), preparation.configs, self._terminal)
+            shared = spread(self._open_bench(), preparation.configs, devices, self._terminal)
             self._effort.add(shared.work)
             for notice in shared.notices:
                 self._terminal.warn(notice)

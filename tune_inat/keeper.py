@@ -47,6 +47,10 @@ class Keeper:
         """What this node's cache is told apart from others by."""
         return name_place(self._store.root)
 
+    def whole(self, keys: Sequence[str]) -> list[str]:
+        """Those of some arrays that are there already."""
+        return [key for key in keys if self._store.has(KIND, key)]
+
     def begin(self, arrays: Arrays, shards: Sequence[Shard]) -> list[int] | None:
         """Open arrays to be filled, once no other search is at them.
 

@@ -27,7 +27,7 @@ class TrialRecord:
     Attributes:
         correct: for each row which validation images were right, see `metrics.pack_correct`.
         started: when, in seconds since 1970; so are `reported`, of the last epoch, and `ended`.
-        worker: the machine and process that it ran in.
+        worker: the machine, device and process that it ran in.
         failures: why earlier tries failed, of a trial that was tried again.
     """
 

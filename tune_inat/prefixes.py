@@ -1,7 +1,8 @@
 """What frozen layers give, shard by shard: which activations trials will read, and the rows of a shard."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from tune_inat.config import TrialConfig
-from tune_inat.features import BATCH_SIZE, CutFeatures, Rows, as_stored
+from tune_inat.features import BATCH_SIZE, CutFeatures, Rows, as_stored, has_features, open_features
 from tune_inat.frozen import PART_SIZE, STORED_TYPE, run_frozen
 from tune_inat.graph import INPUT
 from tune_inat.images import View
@@ -27,7 +28,7 @@ class PrefixPass:
         view: which view of the training images; `None` for all images, plain.
         cuts: what is kept, shallow crossings first.
         row_bytes: of each, what one image takes.
-        row_flops: the operations for one image, all crossings together.
+        row_flops: of each, the operations for one image from what is kept before it, else from the pixels.
     """
 
     config: TrialConfig
@@ -35,7 +36,19 @@ class PrefixPass:
     cuts: tuple[CutFeatures, ...]
     n_rows: int
     row_bytes: tuple[int, ...]
-    row_flops: int
+    row_flops: tuple[int, ...]
+
+    def without(self, keys: Collection[str]) -> "PrefixPass | None":
+        """What is left when the activations under these keys are there; `None` if nothing is."""
+        left = [number for number, cut in enumerate(self.cuts) if cut.key not in keys]
+        if not left:
+            return None
+        return replace(
+            self,
+            cuts=tuple(self.cuts[n] for n in left),
+            row_bytes=tuple(self.row_bytes[n] for n in left),
+            row_flops=tuple(self.row_flops[n] for n in left),
+        )
 
 
 def find_passes(bench: Workbench, configs: Sequence[TrialConfig]) -> list[PrefixPass]:
@@ -54,7 +67,7 @@ def find_passes(bench: Workbench, configs: Sequence[TrialConfig]) -> list[Prefix
             ):
                 cut = CutFeatures(key, network.backbone.weights_key, base, bench.job.precision)
                 so_far = found.get((key, cut.weights_key)) or PrefixPass(
-                    config, view, (), len(set(contents)), (), 0
+                    config, view, (), len(set(contents)), (), ()
                 )
                 found[key, cut.weights_key] = _with(so_far, cut, bench, network)
     return list(found.values())
@@ -63,19 +76,35 @@ def find_passes(bench: Workbench, configs: Sequence[TrialConfig]) -> list[Prefix
 def compute_shard(bench: Workbench, work: PrefixPass, shard: Shard) -> list[npt.NDArray[np.generic]]:
     """The activations of a shard's rows at each cut, as they are kept: the bits of a whole pass."""
     network = bench.network(work.config)
-    pixels = Rows(bench.decoded(work.config, work.view, shard), bench.device)
-    exact = bench.exact_crossings(network)
-    computed: list[npt.NDArray[np.generic]] = []
-    for number, cut in enumerate(work.cuts):
-        source, layers = pixels, network.to_crossing(cut.cut)
-        for before in reversed(range(number)):
-            if work.cuts[before].cut in exact:
-                source = Rows(computed[before], bench.device)
-                layers = network.traced.segment(work.cuts[before].cut, cut.cut)
-                break
-        computed.append(_run(source, layers, cut, shard))
+    pixels = cache(lambda: Rows(bench.decoded(work.config, work.view, shard), bench.device))
+    computed: dict[str, npt.NDArray[np.generic]] = {}
+    for cut in work.cuts:
+        source, layers = _nearest(bench, network, shard, cut, computed, pixels)
+        computed[cut.cut] = _run(source, layers, cut, shard)
         bench.note_frozen(len(shard))
-    return computed
+    return list(computed.values())
+
+
+def _nearest(
+    bench: Workbench,
+    network: Network,
+    shard: Shard,
+    cut: CutFeatures,
+    computed: Mapping[str, npt.NDArray[np.generic]],
+    pixels: Callable[[], Rows],
+) -> tuple[Rows, nn.Module]:
+    """The deepest activations of a shard before a cut that are at hand, and the layers from them to it."""
+    crossings, exact, store = network.traced.crossings, bench.exact_crossings(network), bench.job.store
+    for crossing in reversed(crossings[1 : crossings.index(cut.cut)]):
+        shallower = replace(cut, cut=crossing)
+        if crossing not in exact:
+            continue
+        if crossing in computed:
+            return Rows(computed[crossing], bench.device), network.traced.segment(crossing, cut.cut)
+        if has_features(store, shallower):
+            rows = open_features(store, shallower)[shard.start : shard.stop]
+            return Rows(rows, bench.device), network.traced.segment(crossing, cut.cut)
+    return pixels(), network.to_crossing(cut.cut)
 
 
 def _run(source: Rows, layers: nn.Module, cut: CutFeatures, shard: Shard) -> npt.NDArray[np.generic]:
@@ -95,10 +124,11 @@ def _with(work: PrefixPass, cut: CutFeatures, bench: Workbench, network: Network
     exact = bench.exact_crossings(network)
     names = sorted({cut.cut, *(known.cut for known in work.cuts)}, key=traced.crossings.index)
     itemsize = np.dtype(STORED_TYPE[cut.precision][0]).itemsize
-    flops, before = 0, 0
+    flops: list[int] = []
+    before = 0
     for name in names:
         point = traced.at(name, size)
-        flops += point.flops - before
+        flops.append(point.flops - before)
         before = point.flops if name in exact else before
     return replace(
         work,
@@ -106,5 +136,5 @@ def _with(work: PrefixPass, cut: CutFeatures, bench: Workbench, network: Network
         row_bytes=tuple(
             traced.at(name, size).n_bytes // traced.at(name, size).dtype.itemsize * itemsize for name in names
         ),
-        row_flops=flops,
+        row_flops=tuple(flops),
     )

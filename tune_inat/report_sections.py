@@ -147,7 +147,7 @@ def timeline_section(search: SearchToReport) -> Section:
         for worker, n in workers.most_common(N_IN_TABLE)
     ]
     board = table(
-        "Processes, by machine and process id",
+        "Processes, by machine, device and process id",
         [Column("process"), Column("trials", True), Column("busy", True)],
         rows,
     )

@@ -14,6 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tune_inat.config import TrialConfig
+from tune_inat.devices import Devices
 from tune_inat.errors import UserError
 from tune_inat.frozen import STORED_TYPE
 from tune_inat.handout import ASSUMED_FLOPS_RATE, Handout, Rates, ShardCost
@@ -77,17 +78,21 @@ def trial_nodes(nodes: Sequence[Mapping[str, Any]], *, cpus: int, device: str) -
     return found
 
 
-def spread(bench: Workbench, configs: Sequence[TrialConfig], meter: Meter) -> Spread:
+def spread(bench: Workbench, configs: Sequence[TrialConfig], devices: Devices, meter: Meter) -> Spread:
     """Compute what these trials will read, where it is kept, and bring it to each node that takes trials.
 
-    Where that is the machine that conducts the search alone, it does so itself.
+    Where that is the machine that conducts the search alone, it does so itself. Where machines come when
+    trials ask for them, it asks for them, and begins when the first is up.
+
+    Args:
+        devices: those of the trials.
 
     Raises:
         UserError: a node cannot get at the images.
     """
     job = bench.job
     rates = Rates(ASSUMED_FLOPS_RATE[job.device])
-    nodes = trial_nodes(ray.nodes(), cpus=job.n_threads, device=job.device)  # type: ignore[no-untyped-call]
+    nodes = _await_nodes(job, devices, meter)
     here = ray.get_runtime_context().get_node_id()
     neighbours = Neighbours(Caches.of(job), hand_out_weights(bench, configs), rates)
     spread = Spread(neighbours, is_here=any(node.node_id == here for node in nodes))
@@ -99,6 +104,30 @@ def spread(bench: Workbench, configs: Sequence[TrialConfig], meter: Meter) -> Sp
         if passes and nodes:
             _Fleet(job, nodes, spread, meter).run(passes)
     return spread
+
+
+def _await_nodes(job: Job, devices: Devices, meter: Meter) -> list[TrialNode]:
+    """The nodes that take trials; while there are none, the trials' devices are asked for."""
+
+    def up() -> list[TrialNode]:
+        return trial_nodes(ray.nodes(), cpus=job.n_threads, device=job.device)  # type: ignore[no-untyped-call]
+
+    if up():
+        return up()
+    task = ray.remote(_be_there).options(
+        num_cpus=devices.cpus_per_trial, num_gpus=devices.gpus_per_trial, scheduling_strategy="SPREAD"
+    )
+    asked = [task.remote() for _ in range(devices.max_concurrent)]
+    with meter.task("Waiting for machines that take trials", None, ""):
+        while not up():
+            time.sleep(LOOK_SECONDS)
+    for ref in asked:
+        ray.cancel(ref)  # what is on its way comes all the same
+    return up()
+
+
+def _be_there() -> None:
+    """What a machine is asked for; nothing else."""
 
 
 class Computer:
@@ -159,8 +188,11 @@ class _Fleet:
         """All passes, one after the other."""
         try:
             self._find_places()
+            everywhere = self._everywhere([cut.key for work in passes for cut in work.cuts])
             for work in passes:
-                self._pass(work)
+                left = work.without(everywhere)
+                if left is not None:
+                    self._pass(left)
         finally:
             for actor in self._actors:
                 with suppress(RayError):
@@ -182,6 +214,17 @@ class _Fleet:
                 self._places[name].nodes.append(node)
             else:
                 self._places[name] = _Place(keeper, [node])
+
+    def _everywhere(self, keys: Sequence[str]) -> frozenset[str]:
+        """The arrays that all places have already."""
+        asked = {name: place.keeper.whole.remote(keys) for name, place in self._places.items()}
+        common = set(keys)
+        for name, ref in asked.items():
+            try:
+                common &= set(ray.get(ref))
+            except RayError as error:
+                self._lose(name, LOST_CACHE, error)
+        return frozenset(common)
 
     def _start(self, kind: type, node: TrialNode, options: Mapping[str, Any], *arguments: Any) -> Any:
         pinned = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
@@ -208,7 +251,7 @@ class _Fleet:
         n_devices = sum(node.n_devices for node in self._nodes)
         row_bytes = sum(work.row_bytes)
         shards = cut_into_shards(work.n_rows, bytes_per_row=row_bytes, n_devices=n_devices)
-        costs = [ShardCost(len(shard) * row_bytes, len(shard) * work.row_flops) for shard in shards]
+        costs = [ShardCost(len(shard) * row_bytes, len(shard) * sum(work.row_flops)) for shard in shards]
         self._handout = Handout(costs, self._rates)
         dtype = np.dtype(STORED_TYPE[work.cuts[0].precision][0]).str
         arrays = Arrays(tuple(cut.key for cut in work.cuts), work.n_rows, work.row_bytes, dtype)

@@ -292,6 +292,7 @@ def _train(config: dict[str, Any], share: WorkerShare) -> None:
                 **progress.row,
                 RUNG_METRIC: rung_metric.after(progress.row),
                 "did": dict(progress.did),
+                "where": _bench_of(share, place).where,
                 "trained": progress.trained,
                 "correct": progress.correct,
                 "work": asdict(_bench_of(share, place).take_work()),

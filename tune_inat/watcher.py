@@ -126,7 +126,7 @@ class Watcher(tune.Callback):
             trained=trained,
             did=did,
             correct=result["correct"],
-            worker=f"{result['hostname']} {result['pid']}",
+            worker=f"{result['where']} {result['pid']}",
         )
         self._effort.epochs_trained += int(trained)
         self._effort.prefix_images += work["prefix_images"]
