@@ -14,6 +14,7 @@ import torch
 
 from tune_inat.disk import size_of
 from tune_inat.errors import ResourceError
+from tune_inat.runs import held
 from tune_inat.states import RECORD_FILE, FamilyStates
 from tune_inat.store import (
     CACHE_VARIABLE,
@@ -196,6 +197,29 @@ def test_epochs_that_are_trained_on_stay_and_count_as_used(store: Store) -> None
     assert not store.has("data-of-trials", "e3")
 
 
+def make_copy(store: Store, name: str, used: float) -> Path:
+    """A copy of a search's folder that is in a bucket."""
+    folder = store.root / name
+    folder.mkdir(parents=True)
+    write_kilobyte(folder)
+    for path in (folder / "data", folder):
+        os.utime(path, (used, used))
+    return folder
+
+
+def test_copies_of_what_is_in_buckets_go_when_they_were_unused_for_longest(store: Store) -> None:
+    make_entry(store, "e2", 1002)
+    written, read = (make_copy(store, f"{kind}/abc/photos", 1001) for kind in ("storage", "looked-at"))
+    with held(written):
+        tight(store, 1).make_room()
+        assert (written.exists(), read.exists()) == (True, False)
+    for path in (*written.iterdir(), written):  # its lock is of now
+        os.utime(path, (1001, 1001))
+    tight(store, 1).make_room()
+    assert not written.exists()
+    assert store.has("data-of-trials", "e2")
+
+
 def left_over(path: Path, *, age_seconds: float) -> Path:
     """A kilobyte that a killed process left."""
     path.mkdir(parents=True)
@@ -210,7 +234,14 @@ DAY = 24 * 3600
 
 
 @pytest.mark.parametrize(
-    "name", ["pixels/.{}.part", "pixels/.{}.7.8.gone", "states/.{}.7.8.gone", "contents/.{}.json.7.8.tmp"]
+    "name",
+    [
+        "pixels/.{}.part",
+        "pixels/.{}.7.8.gone",
+        "states/.{}.7.8.gone",
+        "contents/.{}.json.7.8.tmp",
+        "storage/abc/.{}.7.8.gone",
+    ],
 )
 def test_what_killed_processes_left_goes_after_a_day_and_goes_first(store: Store, name: str) -> None:
     make_entry(store, "e1", 1001)

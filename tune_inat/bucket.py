@@ -21,7 +21,6 @@ PATIENCE_VARIABLE = "TUNE_INAT_STORAGE_SECONDS"
 PATIENCE_SECONDS = 120.0  # a storage that does not answer is tried again for so long
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 10.0
 
-LOOKED_AT_FOLDER = "looked-at"  # in the cache: copies of what was only read
 
 _Result = TypeVar("_Result")
 

@@ -370,7 +370,7 @@ class _Conductor:
                 ending=ending,
                 tries=tries,
                 trial_seconds=trial_seconds,
-                elsewhere=None if shared is None else shared.neighbours,
+                peers=None if shared is None else shared.neighbours,
                 cluster=cluster,
             )
             run_trials(

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 from filelock import FileLock
 
-from tune_inat.bucket import LOOKED_AT_FOLDER, RemoteFolder, UnreachableError, copies_of
+from tune_inat.bucket import RemoteFolder, UnreachableError, copies_of
 from tune_inat.disk import make_folder
 from tune_inat.errors import ResourceError, UserError
 from tune_inat.ledger import LEDGER_FILE
@@ -15,7 +15,7 @@ from tune_inat.meter import SilentMeter
 from tune_inat.mirror import Mirror
 from tune_inat.remote import is_uri
 from tune_inat.runs import IDENTITY_FILE
-from tune_inat.store import claim_root, default_root
+from tune_inat.store import LOOKED_AT_KIND, claim_root, default_root, sibling_lock
 
 OF_SEARCHES = (IDENTITY_FILE, LEDGER_FILE, "summary.json")
 
@@ -89,9 +89,9 @@ def _copy(remote: RemoteFolder, is_wanted: Callable[[str], bool]) -> Path:
     uri = remote.uri.partition("?")[0].rstrip("/")
     parent, _, last = f"{uri}/{remote.below}".rstrip("/").rpartition("/")
     claim_root(default_root())
-    folder = copies_of(parent, LOOKED_AT_FOLDER) / unquote(last)
+    folder = copies_of(parent, LOOKED_AT_KIND) / unquote(last)
     make_folder(folder.parent)
-    with _explaining(), FileLock(folder.with_name(f".{folder.name}.lock")):
+    with _explaining(), FileLock(sibling_lock(folder)):
         if not remote.files(recursive=True):
             raise UserError(f"{remote.name}: there is nothing here.")
         Mirror(folder, remote, first=(), last=(), may_write=lambda: None).fetch(

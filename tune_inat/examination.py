@@ -41,5 +41,5 @@ class Examination:
 
 
 def _examine(job: Job, neighbours: Neighbours, best: TrialResult) -> tuple[Examined, Any]:
-    bench = open_driver_bench(at_this_host(job), SilentMeter(), elsewhere=neighbours)
+    bench = open_driver_bench(at_this_host(job), SilentMeter(), peers=neighbours)
     return examine(bench, best), bench.take_work()

@@ -40,14 +40,14 @@ class HandedWeights:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """What a process on some node can have from others (`workbench.Elsewhere`)."""
+    """What a process on some node can have from others (`workbench.Peers`)."""
 
     caches: Caches
     handed: Mapping[str, HandedWeights]
     rates: Rates
 
     def weights(self, config: TrialConfig) -> Mapping[str, Tensor] | None:
-        """See `Elsewhere`. They come to each node once, and stay in its cache."""
+        """See `Peers`. They come to each node once, and stay in its cache."""
         handed = self.handed.get(_weights_id(config))
         if handed is None or self.caches.is_at_home:
             return None
@@ -59,7 +59,7 @@ class Neighbours:
         return load_file(folder / WEIGHTS_FILE)
 
     def fetch(self, cut: CutFeatures, folder: Path, n_rows: int, row_flops: int, meter: Meter) -> None:
-        """See `Elsewhere`. Of nodes that go away meanwhile it takes what came, and asks the others."""
+        """See `Peers`. Of nodes that go away meanwhile it takes what came, and asks the others."""
         sources = self._who_has(cut)
         if not sources:
             return

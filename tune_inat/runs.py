@@ -11,11 +11,10 @@ from filelock import FileLock, Timeout
 
 from tune_inat.disk import writing
 from tune_inat.errors import ResourceError, UserError
-from tune_inat.store import is_half_written, write_atomically
+from tune_inat.store import LOCK_FILE, is_half_written, write_atomically
 
 IDENTITY_FILE = "search.json"
 CPUS_KEY = "cpus_per_trial"  # in that file, beside the identity
-LOCK_FILE = ".lock"
 STUDY_FILE = "optuna.db"
 MAX_SHORT_NAME = 40  # characters of a part of a folder's name
 

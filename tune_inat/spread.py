@@ -144,7 +144,7 @@ class Computer:
             DataError: it cannot get at them.
         """
         self._bench = open_driver_bench(
-            at_this_host(self._job), SilentMeter(), n_threads=self._n_threads, elsewhere=self._neighbours
+            at_this_host(self._job), SilentMeter(), n_threads=self._n_threads, peers=self._neighbours
         )
 
     def compute(self, work: PrefixPass, shard: Shard) -> tuple[list[Any], tuple[float, Work]]:

@@ -21,7 +21,7 @@ from tune_inat.errors import ResourceError
 from tune_inat.life import sign
 from tune_inat.ownership import LOOK_SECONDS, Ownership
 from tune_inat.rows import Row
-from tune_inat.store import FAMILY_RECORD, family_lock, hash_of, write_atomically
+from tune_inat.store import FAMILY_RECORD, hash_of, sibling_lock, write_atomically
 
 RECORD_FILE = FAMILY_RECORD
 CHECKSUM, OWNER = "checksum", "owner"  # of a file's tensors, in its metadata
@@ -121,7 +121,7 @@ class FamilyStates:
 
     @contextmanager
     def _locked(self, look: Callable[[], None]) -> Iterator[None]:
-        lock = FileLock(family_lock(self.folder))
+        lock = FileLock(sibling_lock(self.folder))
         with writing(self.folder):
             while True:
                 with suppress(Timeout):

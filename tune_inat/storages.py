@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
-from tune_inat.bucket import LOOKED_AT_FOLDER, RemoteFolder, UnreachableError, copies_of
+from tune_inat.bucket import RemoteFolder, UnreachableError, copies_of
 from tune_inat.disk import make_folder
 from tune_inat.errors import ResourceError, UserError
 from tune_inat.leaderboard import SUMMARY_FILE
@@ -20,12 +20,11 @@ from tune_inat.ledger import LEDGER_FILE
 from tune_inat.meter import Meter
 from tune_inat.mirror import Mirror, StorageError
 from tune_inat.remote import is_uri
-from tune_inat.runs import IDENTITY_FILE, LOCK_FILE, held
+from tune_inat.runs import IDENTITY_FILE, held
 from tune_inat.settings import SearchSettings
-from tune_inat.store import claim_root, default_root, write_atomically
+from tune_inat.store import COPIES_KIND, LOCK_FILE, LOOKED_AT_KIND, claim_root, default_root, write_atomically
 
 STATES_FOLDER = ".states"  # in --storage: the epochs that all machines share
-COPIES_FOLDER = "storage"  # in the cache: searches' folders that are sent to a bucket
 OTHER_FILES = ".other-files"  # in a copy: the bucket's folder holds something that is no search
 
 
@@ -104,7 +103,7 @@ class BucketStorage:
     def __init__(self, settings: SearchSettings) -> None:
         self._remote = RemoteFolder(settings.storage)
         self._is_only_read = settings.dry_run
-        kind = LOOKED_AT_FOLDER if settings.dry_run else COPIES_FOLDER
+        kind = LOOKED_AT_KIND if settings.dry_run else COPIES_KIND
         self.root = copies_of(settings.storage, kind)
         self.states: RemoteFolder | None = self._remote / STATES_FOLDER
         self._is_for_once = not settings.reuse

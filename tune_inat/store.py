@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ AHEAD_SECONDS = 60.0  # what was used this much after now was used when the cloc
 STATES_KIND = "states"  # its folders are families' (see `states.FamilyStates`): no entries, they grow
 FAMILY_RECORD = "epochs.json"  # its time of change is that of the family's last use
 DOWNLOADED_KINDS = frozenset({"data", "remote"})  # where data sets that were fetched are kept
+COPIES_KIND, LOOKED_AT_KIND = "storage", "looked-at"  # copies of searches' folders in buckets: written, read
+LOCK_FILE = ".lock"  # in a search's folder: held by the search that writes to it
 LEFT_OVER = frozenset({".part", ".gone", ".tmp"})  # what a process that was killed leaves
 _HALF_WRITTEN = re.compile(r"\..+\.\d+\.\d+\.tmp")
 LEFT_OVER_SECONDS = 24 * 3600.0  # until then a build may go on from what an earlier one left
@@ -76,8 +79,8 @@ def hash_of(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def family_lock(folder: Path) -> Path:
-    """The lock file of a family's folder, held by who trains the family."""
+def sibling_lock(folder: Path) -> Path:
+    """The lock file beside a folder: of a family, held by who trains it; of a copy, by who makes it."""
     return folder.with_name(f".{folder.name}.lock")
 
 
@@ -188,9 +191,10 @@ class Store:
     def make_room(self) -> None:
         """Remove what was unused for longest until all that is under the root fits the budget.
 
-        First goes what killed processes left more than a day ago, then entries and families of epochs, the
-        oldest use first. What is in use stays. Data sets that were downloaded or copied count and stay, too:
-        trials may read them at any time, and only their owner knows what it costs to fetch them again.
+        First goes what killed processes left more than a day ago, then entries, families of epochs and copies
+        of what is in buckets, the oldest use first. What is in use stays. Data sets that were downloaded or
+        copied count and stay, too: trials may read them at any time, and only their owner knows what it costs
+        to fetch them again.
         """
         if self.budget_bytes is None:
             return
@@ -198,7 +202,8 @@ class Store:
         if excess <= 0:
             return
         entries = (_Holding(*entry, self._lock(entry[0])) for entry in self.entries())
-        oldest_first = sorted([*entries, *self._families()], key=lambda holding: holding.used)
+        holdings = [*entries, *self._families(), *self._copies()]
+        oldest_first = sorted(holdings, key=lambda holding: holding.used)
         for holding in [*self._left_over(), *oldest_first]:
             if excess <= 0:
                 return
@@ -210,12 +215,22 @@ class Store:
             with suppress(FileNotFoundError):  # removed by another process since
                 record = folder / FAMILY_RECORD
                 used = _last_use(record if record.exists() else folder)
-                yield _Holding(folder, size_of(folder), used, family_lock(folder))
+                yield _Holding(folder, size_of(folder), used, sibling_lock(folder))
+
+    def _copies(self) -> Iterator[_Holding]:
+        """Copies of searches' folders; what they are copies of is in a bucket."""
+        for kind in (COPIES_KIND, LOOKED_AT_KIND):
+            for folder in (self.root / kind).glob("*/[!.]*"):
+                with suppress(FileNotFoundError):  # removed by another process since
+                    used = max(_last_use(path) for path in (folder, *folder.iterdir()))
+                    lock = folder / LOCK_FILE if kind == COPIES_KIND else sibling_lock(folder)
+                    yield _Holding(folder, size_of(folder), used, lock)
 
     def _left_over(self) -> Iterator[_Holding]:
         """What was half built, half removed or half written when its process was killed, old enough to go."""
         limit = time.time() - LEFT_OVER_SECONDS
-        for path in self.root.glob("*/.*"):
+        patterns = ["*/.*", *(f"{kind}/*/.*" for kind in (COPIES_KIND, LOOKED_AT_KIND))]
+        for path in chain.from_iterable(map(self.root.glob, patterns)):
             if path.suffix not in LEFT_OVER or path.parent.name in DOWNLOADED_KINDS:
                 continue
             with suppress(FileNotFoundError):
@@ -228,7 +243,7 @@ class Store:
     def _lock(self, folder: Path) -> Path:
         """The lock file of an entry's folder, or of a family's."""
         if folder.parent.name == STATES_KIND:
-            return family_lock(folder)
+            return sibling_lock(folder)
         return self.root / "locks" / f"{folder.parent.name}-{folder.name}.lock"
 
     @contextmanager

@@ -40,7 +40,7 @@ from tune_inat.sweep import EarlyStopping
 from tune_inat.trial import EpochReport, InterruptedTrialError, NonFiniteLossError, run_trial
 from tune_inat.tries import Tries
 from tune_inat.watcher import LiveTrial, Watcher
-from tune_inat.workbench import Elsewhere, Workbench, open_worker_bench
+from tune_inat.workbench import Peers, Workbench, open_worker_bench
 
 RUNG_METRIC = "rung_metric"
 GRACE_SECONDS = 1.0  # after Ctrl-C, for trials to end by themselves
@@ -53,7 +53,7 @@ class WorkerShare:
     Attributes:
         horizons: by family, the epochs at which its trials end, as far as they are known.
         search_id: tells one search from the next in a process that serves both.
-        elsewhere: what other nodes of a cluster have.
+        peers: what other nodes of a cluster have.
         jobs: the job by the kind of a trial's place, where that is not the same for all.
     """
 
@@ -62,7 +62,7 @@ class WorkerShare:
     early_stopping: EarlyStopping | None
     stop_file: Path
     search_id: str
-    elsewhere: Elsewhere | None = None
+    peers: Peers | None = None
     jobs: Mapping[str, Job] = field(default_factory=dict)
 
 
@@ -77,7 +77,7 @@ class TrialRun:
         ending: when it says so, the trials that run are ended and no more are started.
         tries: how often a trial that fails is tried again.
         trial_seconds: what a trial should take, by its id, where that is known.
-        elsewhere: what a node of a cluster can have from the others.
+        peers: what a node of a cluster can have from the others.
         cluster: what there is now, for trials that run at places of several kinds.
     """
 
@@ -91,7 +91,7 @@ class TrialRun:
     ending: Ending
     tries: Tries = field(default_factory=Tries)
     trial_seconds: Mapping[str, float] = field(default_factory=dict)
-    elsewhere: Elsewhere | None = None
+    peers: Peers | None = None
     cluster: Callable[[], Cluster] | None = None
 
 
@@ -185,7 +185,7 @@ def _make_trainable(run: TrialRun, stop_file: Path, *, search_id: str) -> Any:
     """What Tune runs for each trial, with what it asks Ray for."""
     job, devices = run.job, run.devices
     jobs = {place.kind: job_at(job, place) for place in devices.places}
-    share = WorkerShare(job, run.horizons, run.early_stopping, stop_file, search_id, run.elsewhere, jobs)
+    share = WorkerShare(job, run.horizons, run.early_stopping, stop_file, search_id, run.peers, jobs)
     everywhere = {"cpu": devices.cpus_per_trial, "gpu": devices.gpus_per_trial}
     return tune.with_resources(
         tune.with_parameters(_train, share=share), resources_at if devices.places else everywhere
@@ -348,5 +348,5 @@ def _bench_of(share: WorkerShare, place: Mapping[str, Any] | None) -> Workbench:
     if share.search_id not in _benches:
         _benches.clear()
         job = share.job if place is None else share.jobs[place["kind"]]
-        _benches[share.search_id] = open_worker_bench(job, share.elsewhere)
+        _benches[share.search_id] = open_worker_bench(job, share.peers)
     return _benches[share.search_id]

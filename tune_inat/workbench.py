@@ -58,7 +58,7 @@ class Work:
     prefix_images: int = 0
 
 
-class Elsewhere(Protocol):
+class Peers(Protocol):
     """What other nodes of a cluster have, as a process sees it that works on one of them."""
 
     def weights(self, config: TrialConfig) -> Mapping[str, Tensor] | None:
@@ -86,7 +86,7 @@ class Workbench:
 
     Args:
         n_threads: to decode with; those of the job, if not given.
-        elsewhere: what other nodes of a cluster have.
+        peers: what other nodes of a cluster have.
     """
 
     def __init__(
@@ -96,9 +96,9 @@ class Workbench:
         meter: Meter,
         *,
         n_threads: int | None = None,
-        elsewhere: Elsewhere | None = None,
+        peers: Peers | None = None,
     ) -> None:
-        self._elsewhere = elsewhere
+        self._peers = peers
         self._n_threads = n_threads or job.n_threads  # to decode with
         self.job = job
         self.device = device
@@ -327,9 +327,9 @@ class Workbench:
             return self._nearest(network, pictures, cut)
 
         def fetch(folder: Path) -> None:
-            if self._elsewhere is not None:
+            if self._peers is not None:
                 flops = network.traced.at(cut.cut, network.backbone.image_size).flops
-                self._elsewhere.fetch(cut, folder, n_images, flops, self._meter)
+                self._peers.fetch(cut, folder, n_images, flops, self._meter)
 
         return load_features(self.job.store, cut, compute, n_rows=n_images, meter=self._meter, fetch=fetch)
 
@@ -393,7 +393,7 @@ class Workbench:
                 n_classes=len(self.job.data.classes),
                 seed=config.seed,
                 image_size=config.image_size,
-                state=None if self._elsewhere is None else self._elsewhere.weights(config),
+                state=None if self._peers is None else self._peers.weights(config),
             )
             # Channels last: what the convolutions of oneDNN and cuDNN are fastest with.
             backbone.model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -452,7 +452,7 @@ class Workbench:
         return self._rows[key]
 
 
-def open_worker_bench(job: Job, elsewhere: Elsewhere | None = None) -> Workbench:
+def open_worker_bench(job: Job, peers: Peers | None = None) -> Workbench:
     """The workbench of a process that trains: its share of the cores, and of a GPU if it was given one."""
     job = at_this_host(job)
     torch.set_num_threads(job.n_threads)
@@ -462,17 +462,17 @@ def open_worker_bench(job: Job, elsewhere: Elsewhere | None = None) -> Workbench
     device = _open_device(job.device)
     if device.type == "cuda" and job.memory_fraction is not None:
         torch.cuda.set_per_process_memory_fraction(job.memory_fraction, device)
-    return Workbench(job, device, SigningMeter(), elsewhere=elsewhere)
+    return Workbench(job, device, SigningMeter(), peers=peers)
 
 
 def open_driver_bench(
-    job: Job, meter: Meter, *, n_threads: int | None = None, elsewhere: Elsewhere | None = None
+    job: Job, meter: Meter, *, n_threads: int | None = None, peers: Peers | None = None
 ) -> Workbench:
     """The workbench of a process with all of a device: the cores, and the first GPU if there is one."""
     n_threads = n_threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(n_threads)
     device = _open_device(job.device if torch.cuda.is_available() else "cpu")
-    return Workbench(job, device, meter, n_threads=n_threads, elsewhere=elsewhere)
+    return Workbench(job, device, meter, n_threads=n_threads, peers=peers)
 
 
 def _open_device(kind: Literal["cpu", "cuda"]) -> torch.device:

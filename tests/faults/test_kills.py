@@ -45,19 +45,31 @@ MAY_LIVE_ON: tuple[Kind, ...] = ("worker", "raylet")  # without these, the drive
 
 @dataclass
 class Killing:
-    """A search that is killed again and again, each time at a moment of its undisturbed life."""
+    """A search that is killed again and again, at moments of its undisturbed life.
+
+    Half of them are any moment of it; the others come with the report of any epoch, since most of so short a
+    life goes by before the first.
+    """
 
     search: Search
     life_seconds: float
+    n_epochs: int
     draws: random.Random
 
     def run_and_kill(self) -> bool:
         """Start the command and kill something of it; whether it came to that before it had ended."""
         kind: Kind = self.draws.choice(get_args(Kind))
-        moment = self.draws.uniform(0.0, self.life_seconds)
+        seconds = self.draws.uniform(0.0, self.life_seconds)
+        n_reports = self.draws.choice([0, self.draws.randint(1, self.n_epochs)])
         known = self.n_reported()
         running, started, on_seconds = self.search.start(), time.monotonic(), None
-        while time.monotonic() < started + moment and running.popen.poll() is None:
+
+        def is_due() -> bool:
+            if n_reports > 0:
+                return self.n_reported() - known >= n_reports
+            return time.monotonic() >= started + seconds
+
+        while not is_due() and running.popen.poll() is None:
             if on_seconds is None and self.n_reported() > known:
                 on_seconds = time.monotonic() - started
             time.sleep(LOOK_SECONDS)
@@ -72,7 +84,8 @@ class Killing:
             note(
                 search=self.search.cwd.name,
                 kind=kind,
-                moment_seconds=moment,
+                moment="report" if n_reports > 0 else "any",
+                seconds=killed - started,
                 reported=reported,
                 code=code,
                 gone_seconds=time.monotonic() - killed,
@@ -105,7 +118,8 @@ def test_search_killed_at_random_moments_ends_with_the_same_table(
     while n_left > 0:
         number += 1
         search = new_search(tmp_path / str(number), sweep, "--wandb", "offline")
-        killing = Killing(search, expected["wall_seconds"], draws)
+        n_epochs = sum(trial["epochs"] for trial in expected["trials"])
+        killing = Killing(search, expected["wall_seconds"], n_epochs, draws)
         while n_left > 0 and killing.run_and_kill():
             n_left -= 1
         running = search.run()
