@@ -4,12 +4,13 @@ import time
 from typing import Any
 
 import pytest
+from ray.tune.experiment import Trial
 
 from tune_inat.ending import Ending
 from tune_inat.ledger import TrialRecord
 from tune_inat.objective import Goal, Metric
 from tune_inat.sweep import EarlyStopping
-from tune_inat.tuning import make_scheduler
+from tune_inat.tuning import RUNG_METRIC, make_scheduler
 
 ACCURACY = Metric("val_accuracy", "maximize")
 
@@ -78,6 +79,18 @@ def test_finished_trials_stand_in_every_rung_that_they_reached(
     finished = [record_of("long", 0.25, 0.5, 0.75, 0.25), record_of("short", 1.0, 0.0)]
     scheduler = make_scheduler(early_of(2, 1.5, strict=strict), 6, Metric(metric, goal), finished=finished)
     assert rungs_of(scheduler) == expected
+
+
+def test_trial_that_is_tried_again_stands_in_each_rung_once() -> None:
+    scheduler: Any = make_scheduler(early_of(1, 2.0), 8, ACCURACY, finished=[])
+    for number, n_epochs in enumerate([2, 4]):
+        ray_trial = Trial("trainable", stub=True, trial_id=f"try-{number}")
+        scheduler.on_trial_add(None, ray_trial)
+        for epoch in range(1, n_epochs + 1):
+            scheduler.on_trial_result(None, ray_trial, {"epoch": epoch, RUNG_METRIC: 0.5})
+        if number == 0:
+            scheduler.on_trial_error(None, ray_trial)
+    assert rungs_of(scheduler) == {milestone: {"try-1": 0.5} for milestone in (4, 2, 1)}
 
 
 def test_clock_that_jumps_ends_no_search(monkeypatch: pytest.MonkeyPatch) -> None:

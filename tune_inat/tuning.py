@@ -221,6 +221,17 @@ class SilentReporter(tune.ProgressReporter):
         return False
 
 
+class Rungs(ASHAScheduler):
+    """ASHA that compares with each trial once: what a failed try has recorded, the next one records again."""
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """A try has failed; to Ray the next one is another trial."""
+        super().on_trial_error(tune_controller, trial)
+        for bracket in self._brackets:
+            for _, recorded in bracket._rungs:
+                recorded.pop(trial.trial_id, None)
+
+
 def make_scheduler(
     early: EarlyStopping | None, longest: int, metric: Metric, *, finished: Collection[TrialRecord]
 ) -> TrialScheduler:
@@ -233,7 +244,7 @@ def make_scheduler(
     if early is None:
         return FIFOScheduler()  # type: ignore[no-untyped-call]
     mode = tune_mode(metric.goal)
-    scheduler = ASHAScheduler(
+    scheduler = Rungs(
         time_attr="epoch",
         metric=RUNG_METRIC,
         mode=mode,
