@@ -24,7 +24,7 @@ frozen features sources leaderboard onnx_export export model_card labelled predi
 storages job places network plan workbench prefixes steps probe figures sharing workload forecast
 trial precision rehearsal gauge shares
 inputs summary outcome
-handout keeper neighbours spread autoscaling cluster nodes gauges losses
+handout keeper neighbours spread autoscaling arrivals cluster nodes gauges losses
 failures searchers queue families housekeeping watcher tuning preparation
 report_predictions report_facts report_page report_study report_charts report_lead report_sections
 report_model report
@@ -39,6 +39,7 @@ ROOMS = {
             "keeper",
             "neighbours",
             "spread",
+            "arrivals",
             "housekeeping",
             "losses",
             "failures",

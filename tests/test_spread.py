@@ -15,9 +15,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tests.benches import config_of, make_bench, write_images
 from tests.slow import slow
+from tune_inat.arrivals import NoMachineError, await_demanded, await_members
 from tune_inat.config import TrialConfig
 from tune_inat.cuts import KeptCuts
 from tune_inat.devices import Devices
+from tune_inat.errors import EXIT_FAILED
 from tune_inat.features import CutFeatures, has_features, open_features
 from tune_inat.graph import INPUT
 from tune_inat.handout import Rates
@@ -119,7 +121,7 @@ def together(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_VARIABLE, str(root))
         bench = bench_on(many, Store(root))
-        done = spread(bench, CONFIGS, DEVICES, SilentMeter())
+        done = spread(bench, CONFIGS, SilentMeter())
     kept = {name: [path.parent.name for path, *_ in nodes.store(name).entries()] for name in nodes.NAMES}
     return done, bench, kept
 
@@ -154,7 +156,7 @@ def test_later_search_runs_what_is_new_and_no_more(
     _, bench, _ = together
     alone.take_work()
     deeper = config_of(freeze=0.8)
-    done = spread(bench, [*CONFIGS, deeper], DEVICES, SilentMeter())
+    done = spread(bench, [*CONFIGS, deeper], SilentMeter())
     alone.prepare([deeper])
     assert done.work == alone.take_work() == Work(pixels_decoded=0, prefix_images=len(bench.job.files))
     (cut,) = features_of(alone, [deeper])
@@ -219,7 +221,7 @@ def test_node_that_is_lost_leaves_its_shards_to_others(
     alone.prepare(configs)
     doomed = nodes.add("doomed")
     meter = LosingMeter(lambda: nodes.cluster.remove_node(doomed, allow_graceful=False))
-    done = spread(bench_on(many, Store(own_cache)), configs, DEVICES, meter)
+    done = spread(bench_on(many, Store(own_cache)), configs, meter)
     assert any("was lost" in notice for notice in done.notices)
     (cut,) = features_of(alone, configs)
     for name in nodes.NAMES:
@@ -244,12 +246,31 @@ def test_machines_that_come_on_demand_are_waited_for(nodes: Nodes, many: Path, o
     bench = bench_on(many, Store(own_cache))
     bench.job = replace(bench.job, n_threads=2)  # no node has as many yet
     devices = replace(DEVICES, cpus_per_trial=2)
-    done = spread(bench, [config], devices, AddingMeter(lambda: nodes.add("demanded", n_cpus=2)))
+    meter = AddingMeter(lambda: nodes.add("demanded", n_cpus=2))
+    await_demanded(bench.job, devices, meter, lambda: False)
+    done = spread(bench, [config], SilentMeter())
     assert done.notices == []
     (cut,) = features_of(bench, [config])
     assert done.work.prefix_images == len(bench.job.files)
     assert has_features(nodes.store("demanded"), cut)
     assert not any(has_features(nodes.store(name), cut) for name in nodes.NAMES)
+
+
+def test_search_without_time_waits_for_no_machine(nodes: Nodes, many: Path, own_cache: Path) -> None:
+    job = replace(bench_on(many, Store(own_cache)).job, n_threads=1000)
+    with pytest.raises(NoMachineError, match="--max-hours is over") as raised:
+        await_demanded(job, replace(DEVICES, cpus_per_trial=1000), SilentMeter(), lambda: True)
+    assert raised.value.exit_code == EXIT_FAILED
+
+
+def test_machines_that_are_to_be_there_are_waited_for(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await_members(SilentMeter(), lambda: False) is None  # of this cluster nobody knows of more
+    n_workers = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]  # the head and one that is still to come
+    monkeypatch.setattr("tune_inat.arrivals.n_kept_up", lambda address: n_workers)
+    notice = await_members(SilentMeter(), lambda: False, join_seconds=0.0)
+    assert notice is not None
+    assert f"{n_workers} of the cluster's {n_workers + 1} machines are up" in notice
+    assert await_members(AddingMeter(lambda: nodes.add("late member")), lambda: False) is None
 
 
 def test_node_whose_disk_has_no_room_runs_frozen_layers_in_each_epoch(

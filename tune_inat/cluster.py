@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from tune_inat.autoscaling import machines_on_demand
-from tune_inat.devices import Cluster, Node
+from tune_inat.devices import Cluster, Node, card_of
 from tune_inat.disk import is_of_full_disk
 from tune_inat.errors import ResourceError
 from tune_inat.interrupts import listen_again
@@ -40,7 +40,6 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),  # the most that glibc takes
     "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
 }
-CARD_PREFIX = "accelerator_type:"
 CONNECT_SECONDS = 5.0
 WATCH_SECONDS = 0.2  # between two looks after Ray's processes
 MAX_SOCKET_FOLDER = 40  # characters: Unix allows 107 in all, and Ray's own part has 66
@@ -79,7 +78,7 @@ def cluster_of(nodes: Sequence[Mapping[str, Any]], on_demand: Sequence[Node] = (
         Node(
             n_cpus=int(node["Resources"].get("CPU", 0)),
             n_gpus=int(node["Resources"].get("GPU", 0)),
-            card=_card_of(node["Resources"]),
+            card=card_of(node["Resources"]),
             node_id=node.get("NodeID", ""),
         )
         for node in nodes
@@ -93,11 +92,6 @@ def cluster_of(nodes: Sequence[Mapping[str, Any]], on_demand: Sequence[Node] = (
 def _devices_of(machines: Sequence[Node]) -> tuple[int, int]:
     """GPUs and CPU cores."""
     return sum(node.n_gpus for node in machines), sum(node.n_cpus for node in machines)
-
-
-def _card_of(resources: Mapping[str, float]) -> str:
-    """The type of a node's GPUs, as Ray names it in a resource of its own."""
-    return next((name[len(CARD_PREFIX) :] for name in resources if name.startswith(CARD_PREFIX)), "")
 
 
 @contextmanager

@@ -151,6 +151,8 @@ class _Conductor:
         self._bench: Workbench | None = None  # of this process; heavy to import, so only when it is needed
         self._forecast: Forecast | None = None  # of trials that were run now
         self._wandb: WandbTracker | None = None
+        hours = self._settings.max_hours
+        self._ending = Ending(None if hours is None else hours * 3600)
         self._examined: Examined | None = None  # the best model, by a node of the cluster
         self._bytes_before = bytes_before
 
@@ -210,12 +212,14 @@ class _Conductor:
             sync_line=summary["wandb_sync"],
             place=self._storage.place,
         )
+        why = self._effort.problem
         if summary["is_out_of_time"]:
+            why = f"--max-hours {self._settings.max_hours:g} is over."
+        if why is not None:
             without = "" if self._settings.reuse else ", without --no-reuse,"
             self._terminal.warn(
-                f"--max-hours {self._settings.max_hours:g} is over with {summary['trials_left']} of "
-                f"{self._inputs.plan.n_trials} trials left. The same command{without} goes on: "
-                f"{summary['command']}"
+                f"{why} The search ends with {summary['trials_left']} of {self._inputs.plan.n_trials} "
+                f"trials left. The same command{without} goes on: {summary['command']}"
             )
         return summary
 
@@ -229,12 +233,22 @@ class _Conductor:
             if self._settings.address is None:
                 cluster = this_machine()
             else:
-                cluster = session.enter_context(ray_session(self._settings.address))()
+                cluster = self._await_members(session.enter_context(ray_session(self._settings.address)))
             preparation = self._prepare(self._remaining.count())
             forecast, _ = preparation.foresee(
                 cluster, seconds_so_far=START_SECONDS, measures=self._measures()
             )
         return forecast.to_json()
+
+    def _await_members(self, cluster: Callable[[], "Cluster"]) -> "Cluster":
+        """The cluster of `--address`, when the machines are up that it is to have all the time."""
+        from tune_inat.arrivals import await_members
+
+        cluster()  # joins it
+        notice = await_members(self._terminal, self._ending.is_over)
+        if notice is not None:
+            self._terminal.warn(notice)
+        return cluster()
 
     def _measures(self) -> "Measures | None":
         """What measures the GPUs of a cluster's nodes; of this machine, it is the preparation's own."""
@@ -294,9 +308,11 @@ class _Conductor:
 
                 died = partial(self._terminal.warn, RAY_DIED)
                 cluster = session.enter_context(ray_session(settings.address, on_death=died))
-                if settings.address is not None and len(cluster().machines) > 1:
+                if settings.address is not None:
                     from tune_inat.nodes import check_storage
 
+                    self._ending.begin()
+                    self._await_members(cluster)
                     check_storage(self._storage)
                 import tune_inat.tuning  # noqa: F401  # heavy, so while Ray starts
 
@@ -329,9 +345,13 @@ class _Conductor:
         if self._settings.address is None:
             preparation.compute()
         else:
+            from tune_inat.arrivals import await_demanded
+            from tune_inat.nodes import check_storage
             from tune_inat.spread import spread
 
-            shared = spread(self._open_bench(), preparation.configs, devices, self._terminal)
+            await_demanded(self._open_bench().job, devices, self._terminal, self._ending.is_over)
+            check_storage(self._storage)  # of machines that have come since
+            shared = spread(self._open_bench(), preparation.configs, self._terminal)
             self._effort.add(shared.work)
             for notice in shared.notices:
                 self._terminal.warn(notice)
@@ -351,7 +371,7 @@ class _Conductor:
         from tune_inat.tuning import TrialRun, run_trials
 
         settings, space, job = self._settings, self._inputs.space, self._open_bench().job
-        ending = Ending(None if settings.max_hours is None else settings.max_hours * 3600)
+        ending = self._ending
         if self._mirror is not None:
             self._mirror.on_failure = ending.lose
         tries = Tries(settings.max_failures)

@@ -1,10 +1,12 @@
 """How the devices of a machine or a cluster are shared out over trials."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tune_inat.errors import ResourceError
 from tune_inat.packing import ASKED_SHARE, Packing
+
+CARD_PREFIX = "accelerator_type:"
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Node:
             return by_cpu
         by_gpu = self.n_gpus * int(1 / gpus + 1e-9) if gpus < 1 else int(self.n_gpus / gpus)
         return min(by_cpu, by_gpu)
+
+
+def card_of(resources: Mapping[str, float]) -> str:
+    """The type of a node's GPUs, as Ray names it in a resource of its own; empty where it does not."""
+    return next((name[len(CARD_PREFIX) :] for name in resources if name.startswith(CARD_PREFIX)), "")
 
 
 @dataclass(frozen=True)

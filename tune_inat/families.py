@@ -16,6 +16,7 @@ from tune_inat.slots import Slots
 from tune_inat.tries import Tries
 
 FAILURE = "failure"  # in a trial's last report: why it fails, now and whenever it is tried again
+ENDS_SEARCH = "ends search"  # in the same report, where others would fail on that machine as well
 
 
 class FamilySearcher(Searcher):

@@ -78,12 +78,17 @@ class Work(Protocol):
 
 @dataclass
 class Effort:
-    """What a run of the command did itself; the rest was there already."""
+    """What a run of the command did itself; the rest was there already.
+
+    Attributes:
+        problem: what ended it before its trials; a machine on which none could run.
+    """
 
     epochs_trained: int = 0
     prefix_images: int = 0
     pixels_decoded: int = 0
     is_interrupted: bool = False
+    problem: str | None = None
 
     def add(self, work: Work) -> None:
         """Count what a process has done."""

@@ -14,7 +14,6 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tune_inat.config import TrialConfig
-from tune_inat.devices import Devices
 from tune_inat.errors import UserError
 from tune_inat.frozen import STORED_TYPE
 from tune_inat.handout import ASSUMED_FLOPS_RATE, Handout, Rates, ShardCost
@@ -78,21 +77,17 @@ def trial_nodes(nodes: Sequence[Mapping[str, Any]], *, cpus: int, device: str) -
     return found
 
 
-def spread(bench: Workbench, configs: Sequence[TrialConfig], devices: Devices, meter: Meter) -> Spread:
+def spread(bench: Workbench, configs: Sequence[TrialConfig], meter: Meter) -> Spread:
     """Compute what these trials will read, where it is kept, and bring it to each node that takes trials.
 
-    Where that is the machine that conducts the search alone, it does so itself. Where machines come when
-    trials ask for them, it asks for them, and begins when the first is up.
-
-    Args:
-        devices: those of the trials.
+    Where that is the machine that conducts the search alone, it does so itself.
 
     Raises:
         UserError: a node cannot get at the images.
     """
     job = bench.job
     rates = Rates(ASSUMED_FLOPS_RATE[job.device])
-    nodes = _await_nodes(job, devices, meter)
+    nodes = trial_nodes(ray.nodes(), cpus=job.n_threads, device=job.device)  # type: ignore[no-untyped-call]
     here = ray.get_runtime_context().get_node_id()
     neighbours = Neighbours(Caches.of(job), hand_out_weights(bench, configs), rates)
     spread = Spread(neighbours, is_here=any(node.node_id == here for node in nodes))
@@ -104,30 +99,6 @@ def spread(bench: Workbench, configs: Sequence[TrialConfig], devices: Devices, m
         if passes and nodes:
             _Fleet(job, nodes, spread, meter).run(passes)
     return spread
-
-
-def _await_nodes(job: Job, devices: Devices, meter: Meter) -> list[TrialNode]:
-    """The nodes that take trials; while there are none, the trials' devices are asked for."""
-
-    def up() -> list[TrialNode]:
-        return trial_nodes(ray.nodes(), cpus=job.n_threads, device=job.device)  # type: ignore[no-untyped-call]
-
-    if up():
-        return up()
-    task = ray.remote(_be_there).options(
-        num_cpus=devices.cpus_per_trial, num_gpus=devices.gpus_per_trial, scheduling_strategy="SPREAD"
-    )
-    asked = [task.remote() for _ in range(devices.max_concurrent)]
-    with meter.task("Waiting for machines that take trials", None, ""):
-        while not up():
-            time.sleep(LOOK_SECONDS)
-    for ref in asked:
-        ray.cancel(ref)  # what is on its way comes all the same
-    return up()
-
-
-def _be_there() -> None:
-    """What a machine is asked for; nothing else."""
 
 
 class Computer:

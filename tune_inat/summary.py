@@ -70,7 +70,7 @@ def compose_summary(
         "best": None if best is None else best_to_json(best, test, is_exported=is_exported),
         "failed": failed,
         "trials_left": n_left,
-        "is_out_of_time": is_limited and n_left > 0 and not effort.is_interrupted,
+        "is_out_of_time": is_limited and n_left > 0 and not (effort.is_interrupted or effort.problem),
         "reuse": {
             "epochs_asked": sum(int(result.config["epochs"]) for result in ranked),
             "epochs_trained": effort.epochs_trained,

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,9 +19,9 @@ from tune_inat.cluster import keep_keys_out_of_commands
 from tune_inat.config import TrialConfig
 from tune_inat.devices import Cluster, Devices
 from tune_inat.ending import Ending
-from tune_inat.errors import UserError
+from tune_inat.errors import DataError, ResourceError, UserError
 from tune_inat.failures import take_memory_kills_for_deaths
-from tune_inat.families import FAILURE, FamilySearcher
+from tune_inat.families import ENDS_SEARCH, FAILURE, FamilySearcher
 from tune_inat.hangs import SIGN_SECONDS, HangWatch
 from tune_inat.interrupts import interruptible
 from tune_inat.job import Job
@@ -30,6 +31,7 @@ from tune_inat.life import heard_by
 from tune_inat.losses import Losses
 from tune_inat.metrics import is_better
 from tune_inat.objective import Metric
+from tune_inat.places import this_host
 from tune_inat.plan import PlannedTrial
 from tune_inat.rows import Row
 from tune_inat.scratch import scratch_folder
@@ -161,7 +163,7 @@ def run_trials(
             for callback in callbacks:  # Tune has not come to it
                 callback.on_experiment_end(trials=[])
         finally:
-            effort.is_interrupted = ending.is_interrupted
+            effort.is_interrupted, effort.problem = ending.is_interrupted, ending.problem
 
 
 def _make_searcher(run: TrialRun, proposer: Proposer, losses: Losses) -> FamilySearcher:
@@ -282,10 +284,23 @@ def _prompt_interrupt(ending: Ending, stop_file: Path) -> Iterator[None]:
             stop_file.touch()
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    with interruptible() as interruption:
+    with interruptible() as interruption, _surviving(signal.SIGUSR1):
         ending.settle = interruption.settle
         with interruption.gently(end, within_seconds=GRACE_SECONDS):
             yield
+
+
+@contextmanager
+def _surviving(number: signal.Signals) -> Iterator[None]:
+    """A signal that comes before Tune listens to it must not end the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 _benches: dict[str, Workbench] = {}  # of this worker process: one search at a time
@@ -321,6 +336,9 @@ def _train(config: dict[str, Any], share: WorkerShare) -> None:
             )
         except NonFiniteLossError as error:  # what is as sure to fail again is reported, not raised:
             tune.report({FAILURE: f"NonFiniteLossError: {error}. A lower lr may help."})
+        except (ResourceError, DataError) as error:  # as would all other trials here, one after the other
+            where = f"On {this_host()}: " if share.peers is not None else ""
+            tune.report({FAILURE: where + " ".join(error.problems), ENDS_SEARCH: True})
         except UserError as error:  # then Ray goes on with this process, and nobody tries again
             tune.report({FAILURE: " ".join(error.problems)})
 

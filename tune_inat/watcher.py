@@ -12,7 +12,7 @@ from ray import tune
 
 from tune_inat.ending import Ending
 from tune_inat.failures import Failure, OutOfMemoryKills, read_failure
-from tune_inat.families import FAILURE, FamilySearcher
+from tune_inat.families import ENDS_SEARCH, FAILURE, FamilySearcher
 from tune_inat.hangs import HangWatch
 from tune_inat.leaderboard import Effort
 from tune_inat.ledger import Ledger, Status
@@ -114,6 +114,8 @@ class Watcher(tune.Callback):
         trial_id = trial.config["trial_id"]
         if FAILURE in result:
             self._known[trial_id] = result[FAILURE]
+            if ENDS_SEARCH in result:
+                self._ending.give_up(result[FAILURE])
         if "epoch" not in result:
             self._hangs.hear(trial_id)
             return

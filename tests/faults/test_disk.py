@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.faults.processes import GRID, new_search
 from tune_inat.disk import is_of_full_disk, make_folder
-from tune_inat.errors import ResourceError
+from tune_inat.errors import EXIT_DONE, EXIT_FAILED, ResourceError
 from tune_inat.ledger import LEDGER_FILE, Ledger
 from tune_inat.states import FamilyStates
 from tune_inat.store import CACHE_VARIABLE, Store
@@ -92,6 +93,24 @@ def test_journal_on_a_full_disk_stays_whole_and_goes_on(small_disk: Path) -> Non
     ballast.unlink()
     ledger.epoch("a", {"epoch": 2}, trained=True, did={})
     assert Ledger(small_disk).records()["a"].rows == [{"epoch": 1}, {"epoch": 2}]
+
+
+@pytest.mark.end_to_end
+def test_search_whose_disk_fills_ends_at_once_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    with mounted(tmp_path / "small disk", "size=64m") as disk:
+        search = new_search(tmp_path, GRID, "--wandb", "disabled", cache=disk / "cache")
+        running = search.start()
+        running.await_that(lambda: any(event["event"] == "epoch" for event in search.events()))
+        ballast = fill(disk)
+        assert running.wait() == EXIT_FAILED, running.text
+        said = " ".join(running.text.split())
+        assert "0.0 MB are free. Make room" in said
+        assert f"The search ends with {search.summary['trials_left']} of 8 trials left" in said
+        failed = [trial for trial in search.summary["trials"] if trial["status"] == "ERROR"]
+        assert 1 <= len(failed) <= 2  # those that ran: what is left was not run into the ground
+        ballast.unlink()
+        assert search.run().popen.returncode == EXIT_DONE
+        assert [trial["status"] for trial in search.summary["trials"]] == ["TERMINATED"] * 8
 
 
 def test_cache_on_a_read_only_disk_is_refused(tmp_path: Path) -> None:
