@@ -151,6 +151,17 @@ def test_trial_gets_the_first_place_that_is_free_and_gives_it_back() -> None:
     assert joined["nodes"] == ["new"]
 
 
+def test_gpu_of_a_type_that_nobody_knew_before_it_came_is_used() -> None:
+    there = [replace(SMALL, card="", node_id=""), replace(CPU, node_id="")]  # as they may come on demand
+    _, devices = shares_of(*there, cpu_trials=True)
+    there[:] = [SMALL, CPU]
+    slots = Slots(devices.places, lambda: cluster_of(*there))
+    first = slots.take("0")
+    assert first is not None
+    assert first["gpus"] > 0
+    assert first["nodes"] == ["small"]
+
+
 def test_ray_is_asked_for_the_place_by_its_nodes() -> None:
     place = {"kind": "gpu T4", "cpus": 2, "gpus": 0.5, "nodes": ["a", "b"]}
     gpu, cpu = resources_at({"place": place}), resources_at({"place": {**place, "gpus": 0.0}})

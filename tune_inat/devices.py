@@ -57,7 +57,7 @@ class Place:
 
     Attributes:
         kind: names it.
-        cards: of which types the GPUs are; `None` for any.
+        cards: of which types the GPUs are; `None` for any, and "" for one that was not known beforehand.
         memory_fraction: of a GPU's memory, for one trial.
         n_trials: how many run at a time on the nodes that there are.
     """
@@ -73,7 +73,8 @@ class Place:
         """Whether a node is of this kind. CPUs beside GPUs are left to the trials on those."""
         if self.gpus == 0:
             return node.n_gpus == 0
-        return node.n_gpus > 0 and (self.cards is None or node.card in self.cards)
+        is_any = self.cards is None or "" in self.cards
+        return node.n_gpus > 0 and (is_any or node.card in (self.cards or ()))
 
 
 @dataclass(frozen=True)

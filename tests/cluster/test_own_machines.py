@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ pytestmark = [
     pytest.mark.skipif(
         "TUNE_INAT_LOSSES" not in os.environ, reason="TUNE_INAT_LOSSES=1 takes a minute or two"
     ),
+    pytest.mark.skipif(find_spec("aiohttp_cors") is None, reason="it needs pip install -e '.[cluster]'"),
     pytest.mark.skipif(why_not() is not None, reason=f"no test bed: {why_not()}"),
 ]
 
@@ -58,11 +60,12 @@ def test_ray_up_a_search_and_ray_down(tmp_path: Path) -> None:
 
         run("ray get-auth-token --generate")
         run("ray up -y --no-config-cache ~/own_machines.yaml")
-        Cluster(bed).await_nodes(3)
         arguments = (
             f"--space {shared}/small.yaml --data {shared}/photos --storage {shared}/runs --wandb disabled"
         )
-        run(f"ray submit ~/own_machines.yaml tune_inat/search.py -- --address auto {arguments}")
+        said = run(f"ray submit ~/own_machines.yaml tune_inat/search.py -- --address auto {arguments}")
+        assert "Waiting for the cluster's machines" in said  # the workers still install when `ray up` is done
+        assert "machines are up" not in said  # all of them have come
         summary = summary_in(shared / "runs" / "small-photos")
         assert [trial["status"] for trial in summary["trials"]] == ["TERMINATED"] * 4
         assert summary["reuse"]["epochs_trained"] == 4
