@@ -1,6 +1,8 @@
 """Ray Tune as a search has it: where early stopping looks, why a trial failed, when the search is over."""
 
+import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from tune_inat.ending import Ending
 from tune_inat.ledger import TrialRecord
 from tune_inat.objective import Goal, Metric
 from tune_inat.sweep import EarlyStopping
-from tune_inat.tuning import RUNG_METRIC, make_scheduler
+from tune_inat.tuning import RUNG_METRIC, make_scheduler, prompt_interrupt
 
 ACCURACY = Metric("val_accuracy", "maximize")
 
@@ -91,6 +93,16 @@ def test_trial_that_is_tried_again_stands_in_each_rung_once() -> None:
         if number == 0:
             scheduler.on_trial_error(None, ray_trial)
     assert rungs_of(scheduler) == {milestone: {"try-1": 0.5} for milestone in (4, 2, 1)}
+
+
+def test_ctrl_c_before_tune_listens_ends_the_search_and_not_the_process(tmp_path: Path) -> None:
+    ending, before = Ending(), signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(KeyboardInterrupt), prompt_interrupt(ending, tmp_path / "stop"):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(60)
+    assert ending.is_interrupted
+    assert (tmp_path / "stop").exists()
+    assert signal.getsignal(signal.SIGUSR1) == before
 
 
 def test_clock_that_jumps_ends_no_search(monkeypatch: pytest.MonkeyPatch) -> None:

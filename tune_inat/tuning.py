@@ -155,7 +155,7 @@ def run_trials(
             ),
         )
         try:
-            with _prompt_interrupt(ending, stop_file):
+            with prompt_interrupt(ending, stop_file):
                 tuner.fit()
         except KeyboardInterrupt:
             if not ending.is_interrupted:
@@ -271,7 +271,7 @@ def make_scheduler(
 
 
 @contextmanager
-def _prompt_interrupt(ending: Ending, stop_file: Path) -> Iterator[None]:
+def prompt_interrupt(ending: Ending, stop_file: Path) -> Iterator[None]:
     """Let Ctrl-C or SIGTERM end the trials within seconds.
 
     Trials look for the stop file before each step; Tune ends gracefully on SIGUSR1, but would wait for
