@@ -95,11 +95,15 @@ def test_trial_that_is_tried_again_stands_in_each_rung_once() -> None:
     assert rungs_of(scheduler) == {milestone: {"try-1": 0.5} for milestone in (4, 2, 1)}
 
 
+def be_interrupted() -> None:
+    signal.raise_signal(signal.SIGINT)
+    time.sleep(60)  # as long as Tune may take to begin
+
+
 def test_ctrl_c_before_tune_listens_ends_the_search_and_not_the_process(tmp_path: Path) -> None:
     ending, before = Ending(), signal.getsignal(signal.SIGUSR1)
     with pytest.raises(KeyboardInterrupt), prompt_interrupt(ending, tmp_path / "stop"):
-        signal.raise_signal(signal.SIGINT)
-        time.sleep(60)
+        be_interrupted()
     assert ending.is_interrupted
     assert (tmp_path / "stop").exists()
     assert signal.getsignal(signal.SIGUSR1) == before
