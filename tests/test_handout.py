@@ -104,6 +104,16 @@ def test_place_without_a_device_fetches_whatever_it_costs() -> None:
     assert fetched == {"b": 3}
 
 
+def test_place_whose_devices_come_later_computes_what_is_dear_to_fetch() -> None:
+    handout = handout_of(3, {"a": [0, 1, 2], "b": []}, link_rate=1.0)
+    handout.lose_devices("b")
+    assert handout.next_to_compute("b") is None
+    assert handout.next_to_fetch("b") == (0, "a")
+    handout.gain_devices("b")
+    assert handout.next_to_compute("b") == 1
+    assert handout.next_to_fetch("b") is None
+
+
 def test_shard_that_no_place_gives_away_is_computed_again() -> None:
     handout = handout_of(1, {"a": [0], "b": []})
     assert handout.next_to_compute("b") is None

@@ -1,5 +1,7 @@
 """Frozen layers on several nodes: each image once in the cluster, the same bits on each, whoever is lost."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -32,6 +34,7 @@ from tune_inat.spread import Spread, spread
 from tune_inat.store import CACHE_VARIABLE, Store
 from tune_inat.workbench import Work, Workbench, open_worker_bench
 
+LONG_SECONDS = 90.0
 N_OF_EACH = 90  # images of three classes: five shards for two nodes
 
 
@@ -162,6 +165,102 @@ def test_later_search_runs_what_is_new_and_no_more(
     (cut,) = features_of(alone, [deeper])
     for name in nodes.NAMES:
         assert np.array_equal(open_features(nodes.store(name), cut), open_features(alone.job.store, cut))
+
+
+class TellingMeter:
+    """Says when a pass begins, and has something happen as soon as some of its images are done."""
+
+    def __init__(self, happen: Callable[[], object] = lambda: None) -> None:
+        self._happen: Callable[[], object] | None = happen
+        self.has_begun = threading.Event()
+
+    @contextmanager
+    def task(self, title: str, total: int | None, unit: str) -> Iterator[Advance]:
+        self.has_begun.set()
+        yield self._advance
+
+    def _advance(self, amount: int) -> None:
+        happen, self._happen = self._happen, None
+        if happen is not None:
+            happen()
+
+
+class Search(threading.Thread):
+    """A search that computes what its trials will read; other ones may do so at the same time."""
+
+    def __init__(self, bench: Workbench, configs: list[TrialConfig], meter: TellingMeter) -> None:
+        super().__init__(daemon=True)  # one that waits for ever is no reason for the tests to do so
+        self._bench, self._configs, self.meter = bench, configs, meter
+        self._done: list[Spread] = []
+        find_passes(bench, configs)  # networks are traced here: torch does that in one thread at a time
+
+    def run(self) -> None:
+        self._done.append(spread(self._bench, self._configs, DEVICES, self.meter))
+
+    def done(self) -> Spread:
+        self.join(LONG_SECONDS)
+        assert not self.is_alive(), "it still waits"
+        (done,) = self._done
+        return done
+
+
+def assert_nodes_have_the_bits_of(alone: Workbench, configs: list[TrialConfig], nodes: Nodes) -> None:
+    for cut in features_of(alone, configs):
+        expected = open_features(alone.job.store, cut)
+        for name in nodes.NAMES:
+            assert np.array_equal(open_features(nodes.store(name), cut), expected)
+
+
+def test_search_goes_on_with_what_another_waits_for_devices_to_compute(
+    nodes: Nodes, many: Path, own_cache: Path, tmp_path: Path
+) -> None:
+    """The first has all devices when the second one comes, for what the first needs next."""
+    configs = [config_of(freeze=0.5, image_size=40), config_of(freeze=1.0, image_size=48)]
+    alone = make_bench(many, Store(tmp_path / "alone"))
+    alone.prepare(configs)
+    second = Search(bench_on(many, Store(own_cache)), configs[1:], TellingMeter())
+
+    def start_second() -> None:
+        second.start()
+        assert second.meter.has_begun.wait(LONG_SECONDS)
+        time.sleep(2.0)  # it would have taken the arrays by then
+
+    first = Search(bench_on(many, Store(own_cache)), configs, TellingMeter(start_second))
+    first.start()
+    done = first.done(), second.done()
+    assert [each.notices for each in done] == [[], []]
+    assert sum(each.work.prefix_images for each in done) == 2 * len(alone.job.files)
+    assert_nodes_have_the_bits_of(alone, configs, nodes)
+
+
+def test_searches_for_the_same_that_begin_at_once_both_end(
+    nodes: Nodes, many: Path, own_cache: Path, tmp_path: Path
+) -> None:
+    configs = [config_of(freeze=0.5, image_size=56)]
+    alone = make_bench(many, Store(tmp_path / "alone"))
+    alone.prepare(configs)
+    searches = [Search(bench_on(many, Store(own_cache)), configs, TellingMeter()) for _ in range(2)]
+    for search in searches:
+        search.start()
+    assert [search.done().notices for search in searches] == [[], []]
+    assert_nodes_have_the_bits_of(alone, configs, nodes)
+
+
+def test_node_whose_devices_others_use_fetches_all_without_waiting_for_them(
+    nodes: Nodes, many: Path, own_cache: Path, tmp_path: Path
+) -> None:
+    configs = [config_of(freeze=0.5, image_size=64)]
+    alone = make_bench(many, Store(tmp_path / "alone"))
+    alone.prepare(configs)
+    other: Any = ray.remote(num_cpus=1)(threading.Event)
+    user = other.remote()
+    ray.get(user.is_set.remote())
+    try:
+        done = spread(bench_on(many, Store(own_cache)), configs, DEVICES, SilentMeter())
+    finally:
+        ray.kill(user)
+    assert (done.notices, done.work.prefix_images) == ([], len(alone.job.files))
+    assert_nodes_have_the_bits_of(alone, configs, nodes)
 
 
 @slow

@@ -85,6 +85,10 @@ class Handout:
         """A place can compute no more: it fetches what it misses, whatever that costs."""
         self._without_device.add(place)
 
+    def gain_devices(self, place: str) -> None:
+        """A place can compute from now on."""
+        self._without_device.discard(place)
+
     @property
     def places(self) -> tuple[str, ...]:
         """Those that are there."""

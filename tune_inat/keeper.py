@@ -54,6 +54,8 @@ class Keeper:
     def begin(self, arrays: Arrays, shards: Sequence[Shard]) -> list[int] | None:
         """Open arrays to be filled, once no other search is at them.
 
+        Who calls it has what fills them, a device or a place that has all: others wait for it from now on.
+
         Returns:
             The numbers of the shards that are there already; `None` where the disk has no room for the rest.
         """

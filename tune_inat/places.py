@@ -1,10 +1,11 @@
 """Where a process that works for a search finds images and keeps its cache, on whatever machine it runs."""
 
+import atexit
 import socket
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from tune_inat.job import Job
 from tune_inat.life import SigningMeter, acquire
 from tune_inat.origins import is_known_by_name
 from tune_inat.remote import hide_secrets, is_uri
+from tune_inat.scratch import remove_orphans, scratch_folder
 from tune_inat.store import Store, claim_root, default_root, spared_bytes, write_atomically
 
 PLACE_FILE = ".place"
@@ -82,17 +84,20 @@ def name_place(root: Path) -> str:
 def at_this_host(job: Job) -> Job:
     """A job as it can be done here: with this machine's own cache and its own copies of the images.
 
+    The copies stay, also where nothing is reused: they are input, which a machine fetches once.
+
     Raises:
         DataError: this machine cannot get at the images, or has others.
     """
     caches = Caches.of(job)
     if caches.is_at_home:
         return job
-    store = caches.here()
-    claim_root(store.root)
+    remove_orphans(Path(tempfile.gettempdir()))
+    store, home = caches.here(), default_root()
+    claim_root(home)
     try:
-        with _in_turn(store.root):  # images are copied and read by one process of this machine alone
-            folder = find_images(job.source, cache=store.root, meter=SigningMeter())
+        with _in_turn(home):  # images are copied and read by one process of this machine alone
+            folder = find_images(job.source, cache=home, meter=SigningMeter())
     except DataError as error:
         raise DataError([f"on node {this_host()}: {problem}" for problem in error.problems]) from error
     files = {file.content: file.path for file in folder.files}
@@ -117,5 +122,7 @@ def _in_turn(root: Path) -> Iterator[None]:
 
 @cache
 def _scratch() -> Path:
-    """A cache for this process alone."""
-    return Path(tempfile.mkdtemp(prefix="tune_inat-"))
+    """A cache for this process alone: it goes with it, or if it is killed with the next one that looks."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(scratch_folder())

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -132,9 +132,10 @@ class _Place:
 
     keeper: Any
     nodes: list[TrialNode]
-    n_computers: int = 0
-    idle: list[Any] = field(default_factory=list)  # computers
-    can_compute: bool = True
+    whole: frozenset[str] = frozenset()  # the arrays that it had when the search began
+    computers: list[Any] = field(default_factory=list)  # all that were started
+    ready: list[Any] = field(default_factory=list)  # those that have their devices
+    idle: list[Any] = field(default_factory=list)
 
     @property
     def host(self) -> str:
@@ -142,7 +143,12 @@ class _Place:
 
 
 class _Fleet:
-    """The processes that work for a pass, wherever they run."""
+    """The processes that work for a pass, wherever they run.
+
+    Searches share devices and the arrays' locks, and never wait for each other in a ring. Who holds arrays of
+    a place has a device there, or all of them elsewhere to fetch: it fills them, whatever others do. Who
+    keeps a device and waits for another one fills arrays with it, or waits for one who fills those.
+    """
 
     def __init__(self, job: Job, nodes: Sequence[TrialNode], spread: Spread, meter: Meter) -> None:
         self._job, self._nodes, self._spread, self._meter = job, nodes, spread, meter
@@ -151,7 +157,7 @@ class _Fleet:
         self._actors: list[Any] = []
         self._opening: dict[Any, Callable[[], None]] = {}  # answers that are awaited, whatever the pass
         self._awaited: dict[Any, Callable[[], None]] = {}  # those of the pass
-        self._has_computers = False
+        self._unbegun: set[str] = set()  # places whose arrays of the pass are not open
         self._handout = Handout((), self._rates)
         self._advance: Callable[[int], None] = lambda shard: None
 
@@ -159,15 +165,15 @@ class _Fleet:
         """All passes, one after the other."""
         try:
             self._find_places()
-            everywhere = self._everywhere([cut.key for work in passes for cut in work.cuts])
+            keys = [cut.key for work in passes for cut in work.cuts]
+            self._find_whole(keys)
+            everywhere = frozenset(keys).intersection(*(place.whole for place in self._places.values()))
             for work in passes:
                 left = work.without(everywhere)
                 if left is not None:
                     self._pass(left)
         finally:
-            for actor in self._actors:
-                with suppress(RayError):
-                    ray.kill(actor)
+            _end(self._actors)
 
     def _find_places(self) -> None:
         """A keeper for each cache: nodes may share one."""
@@ -186,16 +192,14 @@ class _Fleet:
             else:
                 self._places[name] = _Place(keeper, [node])
 
-    def _everywhere(self, keys: Sequence[str]) -> frozenset[str]:
-        """The arrays that all places have already."""
+    def _find_whole(self, keys: Sequence[str]) -> None:
+        """Which arrays each place has already."""
         asked = {name: place.keeper.whole.remote(keys) for name, place in self._places.items()}
-        common = set(keys)
         for name, ref in asked.items():
             try:
-                common &= set(ray.get(ref))
+                self._places[name].whole = frozenset(ray.get(ref))
             except RayError as error:
                 self._lose(name, LOST_CACHE, error)
-        return frozenset(common)
 
     def _start(self, kind: type, node: TrialNode, options: Mapping[str, Any], *arguments: Any) -> Any:
         pinned = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
@@ -203,18 +207,21 @@ class _Fleet:
         self._actors.append(actor)
         return actor
 
-    def _start_computers(self) -> None:
-        """A computer for each device, once there is something to compute."""
-        self._has_computers = True
-        job = ray.put(self._job)
-        for name, place in self._places.items():
-            for node in place.nodes:
-                options = {"num_cpus": node.cpus, "num_gpus": node.gpus}
-                for _ in range(node.n_devices):
-                    computer = self._start(Computer, node, options, job, self._spread.neighbours, node.cpus)
-                    place.n_computers += 1
-                    ref = computer.open.remote()
-                    self._opening[ref] = partial(self._opened, ref, name, computer)
+    @cached_property
+    def _job_for_all(self) -> ObjectRef[Any]:
+        return ray.put(self._job)
+
+    def _start_computers(self, name: str) -> None:
+        """A computer for each device of a place, once there is something to compute."""
+        place = self._places[name]
+        for node in place.nodes:
+            options = {"num_cpus": node.cpus, "num_gpus": node.gpus}
+            for _ in range(node.n_devices):
+                arguments = (self._job_for_all, self._spread.neighbours, node.cpus)
+                computer = self._start(Computer, node, options, *arguments)
+                place.computers.append(computer)
+                ref = computer.open.remote()
+                self._opening[ref] = partial(self._opened, ref, name, computer)
 
     # ---- one pass
 
@@ -226,24 +233,35 @@ class _Fleet:
         self._handout = Handout(costs, self._rates)
         dtype = np.dtype(STORED_TYPE[work.cuts[0].precision][0]).str
         arrays = Arrays(tuple(cut.key for cut in work.cuts), work.n_rows, work.row_bytes, dtype)
-        for name, place in self._places.items():
-            ref = place.keeper.begin.remote(arrays, shards)
-            self._awaited[ref] = partial(self._begun, ref, name)
+        self._unbegun = set(self._places)
+        self._begin(arrays, shards)
         title = f"Frozen layers up to {work.cuts[-1].cut} on {len(self._places)} nodes"
         with self._meter.task(title, work.n_rows * len(work.cuts), "images") as advance:
             self._advance = lambda shard: advance(len(shards[shard]) * len(work.cuts))
-            while self._awaited or (self._opening and not self._handout.is_done):
+            while self._awaited or (self._opening and (self._unbegun or not self._handout.is_done)):
                 waited = [*self._awaited, *self._opening]
                 ready, _ = ray.wait(waited, num_returns=1, timeout=LOOK_SECONDS)
                 for ref in ready:
                     (self._awaited if ref in self._awaited else self._opening).pop(ref)()
+                self._give_up_what_waits_for_devices()
+                self._begin(arrays, shards)
                 self._hand_out(work, shards, costs)
+
+    def _begin(self, arrays: Arrays, shards: Sequence[Shard]) -> None:
+        """Open the arrays of each place that has a device by now, or has or can fetch all of them."""
+        can_fetch = any(not self._handout.misses(name) for name in self._handout.places)
+        for name in tuple(self._unbegun):
+            place = self._places[name]
+            if place.ready or can_fetch or place.whole.issuperset(arrays.keys):
+                self._unbegun.remove(name)
+                ref = place.keeper.begin.remote(arrays, shards)
+                self._awaited[ref] = partial(self._begun, ref, name)
+            elif not place.computers:
+                self._start_computers(name)
 
     def _hand_out(self, work: PrefixPass, shards: Sequence[Shard], costs: Sequence[ShardCost]) -> None:
         """Give all that are idle something to do."""
         handout = self._handout
-        if not handout.is_done and not self._has_computers:
-            self._start_computers()
         for name in handout.places:
             place = self._places[name]
             while (fetched := handout.next_to_fetch(name)) is not None:
@@ -263,15 +281,17 @@ class _Fleet:
         except RayError as error:
             self._lose(name, LOST_CACHE, error)
             return
+        place = self._places[name]
         if there is None:
+            self._dismiss(place)  # for those who can use its devices
             self._spread.notices.append(
-                f"Node {self._places[name].host} has no room for the activations of the frozen layers: "
+                f"Node {place.host} has no room for the activations of the frozen layers: "
                 "trials there run those layers in every epoch."
             )
             return
         is_new = [self._handout.is_new(number) for number in there]
         self._handout.add(name, there)
-        if not self._places[name].can_compute:
+        if not place.ready:
             self._handout.lose_devices(name)
         for number, new in zip(there, is_new, strict=True):
             if new:
@@ -284,12 +304,15 @@ class _Fleet:
         except RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from error
-            self._lose_computer(name, error)
+            self._lose_computer(name, computer, error)
         except RayError as error:
-            self._lose_computer(name, error)
+            self._lose_computer(name, computer, error)
         else:
-            if name in self._places:
-                self._places[name].idle.append(computer)
+            place = self._places.get(name)
+            if place is not None and computer in place.computers:
+                place.ready.append(computer)
+                place.idle.append(computer)
+                self._handout.gain_devices(name)
 
     def _computed(
         self,
@@ -306,11 +329,11 @@ class _Fleet:
             if isinstance(error.cause, UserError):
                 raise error.cause from error
             self._handout.fail_to_compute(name, number)
-            self._lose_computer(name, error)
+            self._lose_computer(name, computer, error)
             return
         except RayError as error:
             self._handout.fail_to_compute(name, number)
-            self._lose_computer(name, error)
+            self._lose_computer(name, computer, error)
             return
         self._rates.note_computing(cost.flops, seconds)
         self._spread.work.prefix_images += work.prefix_images
@@ -364,18 +387,40 @@ class _Fleet:
 
     def _lose(self, name: str, what: str, error: RayError) -> None:
         """A place is gone: what it was at goes to others."""
-        self._handout.lose(name)
-        place = self._places.pop(name, None)
+        place = self._places.get(name)
+        self._give_up(name)
         if place is not None:
             self._tell(place.host, what, error)
 
-    def _lose_computer(self, name: str, error: RayError) -> None:
+    def _give_up(self, name: str) -> None:
+        """Let go of all that is held of a place."""
+        self._handout.lose(name)
+        self._unbegun.discard(name)
+        place = self._places.pop(name, None)
+        if place is not None:
+            self._dismiss(place)
+            _end([place.keeper])
+
+    def _give_up_what_waits_for_devices(self) -> None:
+        """Hold no arrays that nothing fills any more until a device is free: another search may have it."""
+        names = self._handout.places
+        if not any(self._places[name].ready or not self._handout.misses(name) for name in names):
+            for name in names:
+                self._give_up(name)
+
+    def _dismiss(self, place: _Place) -> None:
+        """Give the devices of a place back."""
+        _end(place.computers)
+        for computers in (place.computers, place.ready, place.idle):
+            computers.clear()
+
+    def _lose_computer(self, name: str, computer: Any, error: RayError) -> None:
         place = self._places.get(name)
-        if place is None:
+        if place is None or computer not in place.computers:  # it was dismissed
             return
-        place.n_computers -= 1
-        if place.n_computers == 0:
-            place.can_compute = False
+        if computer in place.ready:
+            place.ready.remove(computer)
+        if not place.ready:
             self._handout.lose_devices(name)
         self._tell(place.host, "a process that ran frozen layers was lost", error)
 
@@ -383,3 +428,9 @@ class _Fleet:
         cause = error.cause if isinstance(error, RayTaskError) else error
         reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
         self._spread.notices.append(f"Node {host}: {what} ({reason}). Others take over what it was at.")
+
+
+def _end(actors: Sequence[Any]) -> None:
+    for actor in actors:
+        with suppress(RayError):
+            ray.kill(actor)
