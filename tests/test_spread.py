@@ -195,7 +195,7 @@ class Search(threading.Thread):
         find_passes(bench, configs)  # networks are traced here: torch does that in one thread at a time
 
     def run(self) -> None:
-        self._done.append(spread(self._bench, self._configs, DEVICES, self.meter))
+        self._done.append(spread(self._bench, self._configs, self.meter))
 
     def done(self) -> Spread:
         self.join(LONG_SECONDS)
@@ -256,7 +256,7 @@ def test_node_whose_devices_others_use_fetches_all_without_waiting_for_them(
     user = other.remote()
     ray.get(user.is_set.remote())
     try:
-        done = spread(bench_on(many, Store(own_cache)), configs, DEVICES, SilentMeter())
+        done = spread(bench_on(many, Store(own_cache)), configs, SilentMeter())
     finally:
         ray.kill(user)
     assert (done.notices, done.work.prefix_images) == ([], len(alone.job.files))
