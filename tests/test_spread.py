@@ -233,6 +233,7 @@ def test_search_goes_on_with_what_another_waits_for_devices_to_compute(
     assert_nodes_have_the_bits_of(alone, configs, nodes)
 
 
+@slow
 def test_searches_for_the_same_that_begin_at_once_both_end(
     nodes: Nodes, many: Path, own_cache: Path, tmp_path: Path
 ) -> None:
@@ -246,6 +247,7 @@ def test_searches_for_the_same_that_begin_at_once_both_end(
     assert_nodes_have_the_bits_of(alone, configs, nodes)
 
 
+@slow
 def test_node_whose_devices_others_use_fetches_all_without_waiting_for_them(
     nodes: Nodes, many: Path, own_cache: Path, tmp_path: Path
 ) -> None:
