@@ -120,6 +120,8 @@ class Ownership:
         name = {"token": self.token, "search": self._search, "host": socket.gethostname(), "pid": os.getpid()}
         write_atomically(self._folder / OWNER_FILE, json.dumps(name).encode())
         for left in self._folder.glob("*.beat"):
+            if self._owner().get("token") != self.token:  # another has claimed it since: let its sign be
+                break
             if left != self._beat_file(self.token):
                 left.unlink(missing_ok=True)
 

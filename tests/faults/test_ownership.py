@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from tune_inat import ownership
 from tune_inat.errors import ResourceError
 from tune_inat.ownership import LostOwnershipError
 from tune_inat.states import RECORD_FILE, FamilyStates
+from tune_inat.store import write_atomically
 
 # Owns a family and trains it, epoch after epoch, for as long as it owns it.
 OWNER = """
@@ -147,6 +148,27 @@ def test_another_search_takes_over_from_an_owner_without_signs_of_life_which_may
             old.send_signal(signal.SIGCONT)
             assert old.stdout is not None
             assert old.stdout.read().splitlines()[-1] == "lost, to the same search: False"
+
+
+def test_who_claims_a_folder_last_gives_signs_of_life_though_another_claims_it_at_the_same_time(
+    hostile_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last one claims it when the first has just written its name."""
+    monkeypatch.setattr(ownership, "LEASE_SECONDS", 0.2)
+    last = FamilyStates(hostile_path, "family", "last")
+    with ExitStack() as stack:
+
+        def write(path: Path, content: bytes) -> None:
+            write_atomically(path, content)
+            monkeypatch.setattr(ownership, "write_atomically", write_atomically)
+            stack.enter_context(last.exclusively())
+
+        monkeypatch.setattr(ownership, "write_atomically", write)
+        with FamilyStates(hostile_path, "family", "first").exclusively():
+            pass
+        third = FamilyStates(hostile_path, "family", "third")
+        with pytest.raises(ResourceError, match="another search's"), third.exclusively(give_up):
+            pass
 
 
 def test_family_of_a_killed_owner_says_whose_it_was(hostile_path: Path) -> None:
