@@ -325,6 +325,8 @@ class _Conductor:
 
     def _share_frozen(self, preparation: "Preparation", devices: "Devices") -> "Spread | None":
         """Have frozen layers run, once for all trials; returns what became of it on a cluster."""
+        if self._mirror is not None:
+            self._mirror.check()
         shared = None
         if self._settings.address is None:
             preparation.compute()
@@ -353,7 +355,7 @@ class _Conductor:
         settings, space, job = self._settings, self._inputs.space, self._open_bench().job
         ending = Ending(None if settings.max_hours is None else settings.max_hours * 3600)
         if self._mirror is not None:
-            self._mirror.on_failure = ending.lose
+            self._mirror.tell(ending.lose)
         tries = Tries(settings.max_failures)
         tracker = self._wandb = self._tracker(ending.is_over, tries)
         finished = self._remaining.finished()
