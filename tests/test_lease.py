@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -74,6 +75,44 @@ def test_who_was_taken_over_notices_before_it_writes(folder: RemoteFolder) -> No
             cut_off.ensure()
 
 
+def test_who_slept_while_another_took_over_notices_before_it_writes(
+    folder: RemoteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asleep, read = 0.0, time.clock_gettime
+    monkeypatch.setattr(
+        "time.clock_gettime", lambda clock: read(clock) + (asleep if clock == time.CLOCK_BOOTTIME else 0.0)
+    )
+    laptop = Lease(folder, beat_seconds=3600.0)
+    with laptop.held(quiet):
+        (own,) = (folder / CLAIMS_FOLDER).files()
+        asleep = 3600.0
+        leave_claim(folder, machine="another")
+        (folder / CLAIMS_FOLDER).remove(own)
+        for _ in range(2):
+            with pytest.raises(LostLeaseError, match="another search has taken over"):
+                laptop.ensure()
+        assert (folder / CLAIMS_FOLDER).files().keys() == {"dead"}
+
+
+def test_who_was_taken_over_by_a_search_that_has_ended_does_not_go_on(folder: RemoteFolder) -> None:
+    cut_off = Lease(folder, beat_seconds=3600.0, timeout_seconds=0.0)
+    with cut_off.held(quiet):
+        for name in (folder / CLAIMS_FOLDER).files():
+            (folder / CLAIMS_FOLDER).remove(name)
+        with pytest.raises(LostLeaseError, match="another search has taken over"):
+            cut_off.ensure()
+
+
+def test_sign_of_life_that_another_search_has_removed_is_not_given_again(folder: RemoteFolder) -> None:
+    lease = Lease(folder, beat_seconds=0.05)
+    with lease.held(quiet):
+        (own,) = (folder / CLAIMS_FOLDER).files()
+        (folder / CLAIMS_FOLDER).remove(own)
+        with pytest.raises(LostLeaseError, match="another search has taken over"):
+            _ensure_for(lease, seconds=30)
+        assert (folder / CLAIMS_FOLDER).files() == {}
+
+
 def test_who_was_not_heard_for_long_goes_on_if_nobody_came(folder: RemoteFolder) -> None:
     lease = Lease(folder, beat_seconds=3600.0, timeout_seconds=0.0)
     with lease.held(quiet):
@@ -105,6 +144,12 @@ def test_of_searches_that_come_at_once_one_at_a_time_holds_it(
     _together(hold_once, 4)
     assert most == 1
     assert n_held >= 1
+
+
+def _ensure_for(lease: Lease, *, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        lease.ensure()
 
 
 def _together(act: Callable[[], None], n: int) -> None:

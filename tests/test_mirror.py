@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -98,7 +99,7 @@ def test_what_cannot_be_sent_is_told_and_ends_the_command_with_1(bucket: Bucket,
     write(tmp_path, FILES)
     is_told = threading.Event()
     mirror = mirror_of(tmp_path, bucket)
-    mirror.on_failure = is_told.set
+    mirror.tell(is_told.set)
     with bucket.refusing():
         mirror.start()
         assert is_told.wait(30)
@@ -107,3 +108,26 @@ def test_what_cannot_be_sent_is_told_and_ends_the_command_with_1(bucket: Bucket,
         ):
             mirror.flush()
     assert StorageError.exit_code == EXIT_FAILED
+
+
+def test_what_could_not_be_sent_before_anybody_asked_is_told_to_who_asks_later(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    write(tmp_path, FILES)
+    mirror = mirror_of(tmp_path, bucket)
+    with bucket.refusing():
+        mirror.start()
+        deadline = time.monotonic() + 30
+        while _is_well(mirror):  # as while frozen layers run, before there are trials to be ended
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    with pytest.raises(StorageError, match="the same command goes on"):
+        mirror.tell(lambda: pytest.fail("it has been told already"))
+
+
+def _is_well(mirror: Mirror) -> bool:
+    try:
+        mirror.check()
+    except StorageError:
+        return False
+    return True

@@ -341,6 +341,8 @@ class _Conductor:
 
     def _share_frozen(self, preparation: "Preparation", devices: "Devices") -> "Spread | None":
         """Have frozen layers run, once for all trials; returns what became of it on a cluster."""
+        if self._mirror is not None:
+            self._mirror.check()
         shared = None
         if self._settings.address is None:
             preparation.compute()
@@ -373,7 +375,7 @@ class _Conductor:
         settings, space, job = self._settings, self._inputs.space, self._open_bench().job
         ending = self._ending
         if self._mirror is not None:
-            self._mirror.on_failure = ending.lose
+            self._mirror.tell(ending.lose)
         tries = Tries(settings.max_failures)
         tracker = self._wandb = self._tracker(ending.is_over, tries)
         finished = self._remaining.finished()

@@ -52,7 +52,8 @@ class Lease:
         self._timeout_seconds = timeout_seconds
         self._own: str | None = None
         self._written: set[str] = set()  # our claims, also those of which nobody knows whether they arrived
-        self._renewed = 0.0  # by `time.monotonic()`, when the last sign of life began to be written
+        self._renewed = 0.0  # by `_clock`, when the last sign of life began to be written
+        self._is_lost = False
         self._guard = threading.Lock()
         self._is_over = threading.Event()
 
@@ -82,14 +83,15 @@ class Lease:
         """See that the folder is still held; to be called before each write.
 
         Raises:
-            LostLeaseError: signs of life did not arrive for too long, and another search has come.
+            LostLeaseError: signs of life did not arrive for too long, and another search has come, be it
+                that it has gone again.
             UnreachableError: they do not arrive now.
         """
         with self._guard:
-            if time.monotonic() - self._renewed < MARGIN * self._timeout_seconds:
+            if not self._is_lost and _clock() - self._renewed < MARGIN * self._timeout_seconds:
                 return
-            others, _ = self._claim()
-            if others:
+            if self._is_lost or self._is_removed(self._claims) or self._claim()[0]:
+                self._is_lost = True
                 self._withdraw()
                 raise LostLeaseError(f"{self._folder.name}: another search has taken over here.")
 
@@ -123,7 +125,7 @@ class Lease:
 
     def _claim(self) -> tuple[dict[str, RemoteFile], int]:
         """Write a new claim of our own; returns those of others, and the storage's time in ns."""
-        claim, began = uuid.uuid4().hex, time.monotonic()
+        claim, began = uuid.uuid4().hex, _clock()
         earlier, self._written = set(self._written), self._written | {claim}
         self._claims.write(claim, json.dumps(_this_process()).encode())
         claims = self._claims.files()
@@ -154,16 +156,28 @@ class Lease:
             return {}
         return content if isinstance(content, dict) else {}
 
+    def _is_removed(self, claims: RemoteFolder) -> bool:
+        """Whether another search has removed our claim, as one does that takes over."""
+        return self._own is not None and self._own not in claims.files()
+
     def _beat(self) -> None:
         """Write a sign of life now and then. One that does not arrive is noticed by `ensure`."""
         claims = RemoteFolder(self._claims.uri, self._claims.below, patience_seconds=0.0)
         while not self._is_over.wait(self._beat_seconds):
             with self._guard, suppress(UnreachableError):
-                began = time.monotonic()
+                began = _clock()
                 if self._own is None or began - self._renewed >= MARGIN * self._timeout_seconds:
                     continue  # who comes may have taken over already: `ensure` asks
+                if self._is_removed(claims):
+                    self._is_lost, self._own = True, None
+                    continue
                 claims.write(self._own, json.dumps(_this_process()).encode())
                 self._renewed = began
+
+
+def _clock() -> float:
+    """Seconds, also those in which this machine was asleep: others do not wait for it to wake up."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))  # the latter on macOS
 
 
 def _this_process() -> dict[str, Any]:

@@ -45,7 +45,6 @@ class Mirror:
     Args:
         first: names of files to send before all others, in this order; `last`: after them.
         may_write: called before each write; raises `LostLeaseError` where that is another's right by now.
-        on_failure: called once, from the thread, when nothing can be sent any more.
     """
 
     def __init__(
@@ -56,9 +55,7 @@ class Mirror:
         first: Collection[str],
         last: Collection[str],
         may_write: Callable[[], None],
-        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
-        self.on_failure = on_failure
         self._folder = folder
         self._remote = remote
         self._ranks = {
@@ -69,6 +66,7 @@ class Mirror:
         self._sent: dict[str, Stamp] = {}  # what each file was when it was sent
         self._due: dict[str, float] = {}  # when a large file is sent again at the soonest
         self._failure: Exception | None = None
+        self._on_failure: Callable[[], None] = lambda: None
         self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -104,6 +102,15 @@ class Mirror:
         """Send from now on what changes."""
         self._thread = threading.Thread(target=self._serve, name="mirror", daemon=True)
         self._thread.start()
+
+    def tell(self, on_failure: Callable[[], None]) -> None:
+        """Have this called, from the thread, when nothing can be sent any more.
+
+        Raises:
+            StorageError: that is so already.
+        """
+        self._on_failure = on_failure
+        self.check()
 
     def check(self) -> None:
         """See that nothing has failed so far.
@@ -143,7 +150,7 @@ class Mirror:
                 self._pass(deep=is_deep, is_last=False)
             except (UnreachableError, LostLeaseError) as error:
                 self._failure = error
-                self.on_failure()
+                self._on_failure()
                 return
             except (sqlite3.Error, OSError) as error:  # it is being written, or has gone: the next look tells
                 logger.debug("a file could not be sent yet", exc_info=error)
