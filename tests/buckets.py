@@ -1,6 +1,7 @@
 """An S3 server of our own on loopback, with buckets that programs reach as they would AWS's."""
 
 import os
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ class Bucket:
 
     name: str
     endpoint: str
+    may_answer: threading.Event = field(default_factory=threading.Event)
     environment: dict[str, str] = field(default_factory=dict)
 
     def uri(self, below: str = "") -> str:
@@ -71,6 +73,15 @@ class Bucket:
         finally:
             self._check_credentials_after(b"inf")
 
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Have the server take requests for a while, and answer them only after it."""
+        self.may_answer.clear()
+        try:
+            yield
+        finally:
+            self.may_answer.set()
+
     def _check_credentials_after(self, n_requests: bytes) -> None:
         plain = {"Content-Type": "text/plain"}
         request = urllib.request.Request(f"{self.endpoint}/moto-api/reset-auth", n_requests, plain)
@@ -84,6 +95,14 @@ def open_bucket(name: str = "a-bucket") -> Iterator[Bucket]:
     server.start()
     try:
         bucket = Bucket(name, f"http://127.0.0.1:{server.get_host_and_port()[1]}")
+        bucket.may_answer.set()
+        answer = server._server.app  # type: ignore[union-attr]
+
+        def answer_when_allowed(*request: Any) -> Any:
+            bucket.may_answer.wait()
+            return answer(*request)
+
+        server._server.app = answer_when_allowed  # type: ignore[union-attr]
         bucket.environment |= {
             "AWS_ENDPOINT_URL": bucket.endpoint,
             "AWS_ACCESS_KEY_ID": "key",

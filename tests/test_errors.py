@@ -69,6 +69,28 @@ def test_a_bug_keeps_its_traceback() -> None:
         run_command(command_of(body))
 
 
+UNFINISHED = """
+import signal, threading, time
+from tune_inat.errors import UserError, run_command
+from tune_inat.interrupts import interruptible
+
+def command():
+    threading.Thread(target=time.sleep, args=(60,)).start()  # as a library that waits for a network
+    with interruptible() as interruption, interruption.gently(lambda: None, within_seconds=60):
+        signal.raise_signal(signal.SIGINT)
+    raise UserError("It could not be sent.")
+
+run_command(command)
+"""
+
+
+def test_a_mistake_that_shows_after_ctrl_c_is_said_and_the_code_is_that_of_interrupts() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", UNFINISHED], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (ran.returncode, ran.stderr) == (EXIT_INTERRUPTED, "It could not be sent.\n")
+
+
 BACKGROUND = """
 import threading, time
 from tune_inat.errors import run_command

@@ -4,12 +4,14 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 
 from tests.buckets import Bucket
 from tune_inat.bucket import RemoteFolder
 from tune_inat.errors import ResourceError
+from tune_inat.interrupts import interruptible
 from tune_inat.lease import CLAIMS_FOLDER, Lease, LostLeaseError, _this_process
 
 pytest_plugins = ["tests.bucket_fixtures"]
@@ -46,6 +48,19 @@ def test_nothing_is_left_when_it_is_let_go(bucket: Bucket, folder: RemoteFolder)
     assert bucket.files("runs/grid") == {}
     with Lease(folder).held(quiet):
         pass
+
+
+def test_it_is_let_go_though_the_storage_does_not_answer_when_the_user_wants_the_end(
+    bucket: Bucket, folder: RemoteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tune_inat.lease.RELEASE_SECONDS", 0.5)
+    lease = Lease(folder, beat_seconds=0.1)
+    with ExitStack() as later, interruptible() as interruption:
+        with lease.held(quiet):
+            later.enter_context(bucket.silent())
+            interruption.is_requested = True
+        with pytest.raises(LostLeaseError, match="this search has let it go"):
+            lease.ensure()  # what was left behind writes nothing more
 
 
 def test_search_of_this_machine_that_has_died_is_not_waited_for(folder: RemoteFolder) -> None:

@@ -12,6 +12,7 @@ import pytest
 from tests.buckets import Bucket
 from tune_inat.bucket import RemoteFolder
 from tune_inat.errors import EXIT_FAILED
+from tune_inat.interrupts import interruptible
 from tune_inat.meter import SilentMeter
 from tune_inat.mirror import Mirror, StorageError
 
@@ -123,6 +124,36 @@ def test_what_could_not_be_sent_before_anybody_asked_is_told_to_who_asks_later(
             time.sleep(0.05)
     with pytest.raises(StorageError, match="the same command goes on"):
         mirror.tell(lambda: pytest.fail("it has been told already"))
+
+
+def test_bucket_that_answers_gets_the_rest_however_long_it_takes(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tune_inat.mirror.SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr("tune_inat.mirror.LOOK_SECONDS", 0.1)
+    write(tmp_path, FILES)
+    mirror = mirror_of(tmp_path, bucket, may_write=lambda: time.sleep(1.5))
+    with interruptible() as interruption:
+        interruption.is_requested = True
+        mirror.flush()
+    assert bucket.files("runs/grid").keys() == FILES.keys()
+
+
+def test_bucket_that_does_not_answer_is_given_up_when_the_user_wants_the_end(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tune_inat.mirror.SILENCE_SECONDS", 0.5)
+    mirror = mirror_of(tmp_path, bucket)
+    mirror.fetch(SilentMeter())
+    write(tmp_path, FILES)
+    with bucket.silent(), interruptible() as interruption:
+        mirror.start()
+        interruption.is_requested = True
+        with pytest.raises(
+            StorageError,
+            match=r"runs/grid: does not answer\. Not sent: search\.json, .*\. What counts",
+        ):
+            mirror.flush()
 
 
 def _is_well(mirror: Mirror) -> bool:

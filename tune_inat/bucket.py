@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from tune_inat.disk import writing
 from tune_inat.errors import DataError, ResourceError
+from tune_inat.interrupts import is_ending
 from tune_inat.remote import CHUNK_BYTES, connect, explain, hide_secrets, is_below
 from tune_inat.store import default_root
 
@@ -41,8 +42,9 @@ class RemoteFile:
 class RemoteFolder:
     """A folder under a URI. Files are there whole or not at all; names have slashes and are relative to it.
 
-    What fails is tried again with growing pauses, up to `patience_seconds` in all, then it is an
-    `UnreachableError`. Connections are made when they are needed, in each process.
+    What fails is tried again with growing pauses, up to `patience_seconds` in all and not once the user has
+    asked for the end, then it is an `UnreachableError`. Connections are made when they are needed, in each
+    process.
 
     Args:
         uri: as `pyarrow.fs.FileSystem.from_uri` reads it; options after `?` hold for all that is below.
@@ -87,6 +89,16 @@ class RemoteFolder:
             raise ResourceError(str(error)) from error
         if seen != b"seen":
             raise ResourceError(f"{self.name}: what is written there is not there afterwards.")
+
+    def answers(self) -> bool:
+        """Whether it answers a small request. To say that it does not may take minutes."""
+        from pyarrow import ArrowException
+
+        try:
+            self._file_system.get_file_info(self._place[1])
+        except (OSError, ValueError, ArrowException):
+            return False
+        return True
 
     def files(self, *, recursive: bool = False) -> dict[str, RemoteFile]:
         """The files of the folder by name, also of those below it if `recursive`.
@@ -194,7 +206,7 @@ class RemoteFolder:
         """Do it, again and again while it fails, for as long as patience lasts."""
         from pyarrow import ArrowException
 
-        deadline = time.monotonic() + self._patience()
+        began = time.monotonic()
         pause = FIRST_PAUSE_SECONDS
         while True:
             try:
@@ -202,7 +214,7 @@ class RemoteFolder:
             except FileNotFoundError:
                 raise
             except (OSError, ValueError, ArrowException) as error:
-                if time.monotonic() + pause > deadline:
+                if is_ending() or time.monotonic() + pause > began + self._patience():
                     shown = (self / name).name if name else self.name
                     raise UnreachableError(explain(shown, what, error, self.uri)) from error
             time.sleep(pause)

@@ -66,7 +66,9 @@ def run_command(command: Callable[[], None]) -> NoReturn:
                 is_requested = interruption.is_requested
     except UserError as error:
         sys.stderr.write(f"{describe(error)}\n")
-        raise SystemExit(error.exit_code) from None
+        if is_requested:  # so it is the end that was asked for, if not as it should be
+            leave_soon(is_requested=True)
+        raise SystemExit(EXIT_INTERRUPTED if is_requested else error.exit_code) from None
     except KeyboardInterrupt:
         _say_interrupted(is_requested)
         raise SystemExit(EXIT_INTERRUPTED) from None

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
 
@@ -14,6 +14,7 @@ EXIT_CODE = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LEAVE_SECONDS = 1.5  # for all that ends in the background, when everything is written
 ANSWER_SECONDS = 1.0  # the most that an end waits for the answer to be out
+LOOK_SECONDS = 0.1
 
 
 class Interruption:
@@ -124,6 +125,39 @@ def listen_again() -> None:
     if _listening is not None and threading.current_thread() is threading.main_thread():
         for number in _heard:
             signal.signal(number, _listening.request)
+
+
+def is_ending() -> bool:
+    """Whether the user has asked for the end of what this process does."""
+    return _listening is not None and _listening.is_requested
+
+
+def run_apart(work: Callable[[], None], *, is_stuck: Callable[[], bool]) -> bool:
+    """Do it in a thread and wait: Ctrl-C comes through, as it does not while a library waits for a network.
+
+    Args:
+        is_stuck: whether it is left behind, once the user has asked for the end.
+
+    Returns:
+        Whether it is done. What it raises is raised here.
+    """
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+            done.set_result(None)
+        except BaseException as error:  # noqa: BLE001  # whatever it is, it is raised where it is waited for
+            done.set_exception(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while not done.done():
+        if is_ending() and is_stuck():
+            return False
+        thread.join(LOOK_SECONDS)
+    done.result()
+    return True
 
 
 @contextmanager

@@ -14,12 +14,14 @@ from typing import Any
 
 from tune_inat.bucket import RemoteFile, RemoteFolder, UnreachableError
 from tune_inat.errors import ResourceError
+from tune_inat.interrupts import run_apart
 
 CLAIMS_FOLDER = ".lease"
 BEAT_SECONDS = 5.0
 TIMEOUT_SECONDS = 60.0  # without a sign of life, a search has lost the folder to whoever comes
 MARGIN = 0.5  # of the time-out: its owner stops that much sooner, also for what is on its way then
 LOOK_SECONDS = 1.0
+RELEASE_SECONDS = 2.0  # that a storage gets to answer when the folder is let go
 
 
 class LostLeaseError(ResourceError):
@@ -72,21 +74,21 @@ class Lease:
             yield
         finally:
             self._is_over.set()
-            if beats.is_alive():
-                beats.join()
-            claims = RemoteFolder(self._claims.uri, self._claims.below, patience_seconds=2.0)
-            for name in self._written:
-                with suppress(UnreachableError):
-                    claims.remove(name)
+            began = time.monotonic()
+            run_apart(
+                lambda: self._let_go(beats), is_stuck=lambda: time.monotonic() - began > RELEASE_SECONDS
+            )
 
     def ensure(self) -> None:
         """See that the folder is still held; to be called before each write.
 
         Raises:
             LostLeaseError: signs of life did not arrive for too long, and another search has come, be it
-                that it has gone again.
+                that it has gone again; or the folder was let go.
             UnreachableError: they do not arrive now.
         """
+        if self._is_over.is_set():
+            raise LostLeaseError(f"{self._folder.name}: this search has let it go.")
         with self._guard:
             if not self._is_lost and _clock() - self._renewed < MARGIN * self._timeout_seconds:
                 return
@@ -155,6 +157,14 @@ class Lease:
         except ValueError:
             return {}
         return content if isinstance(content, dict) else {}
+
+    def _let_go(self, beats: threading.Thread) -> None:
+        if beats.is_alive():
+            beats.join()
+        claims = RemoteFolder(self._claims.uri, self._claims.below, patience_seconds=RELEASE_SECONDS)
+        for name in self._written:
+            with suppress(UnreachableError):
+                claims.remove(name)
 
     def _is_removed(self, claims: RemoteFolder) -> bool:
         """Whether another search has removed our claim, as one does that takes over."""

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from tune_inat.bucket import RemoteFile, RemoteFolder, UnreachableError
 from tune_inat.disk import check_room, make_folder
 from tune_inat.errors import EXIT_FAILED, ResourceError
-from tune_inat.interrupts import worker_threads
+from tune_inat.interrupts import run_apart, worker_threads
 from tune_inat.lease import CLAIMS_FOLDER, LostLeaseError
 from tune_inat.meter import Meter
 from tune_inat.store import is_half_written
@@ -22,7 +22,9 @@ from tune_inat.store import is_half_written
 LOOK_SECONDS = 1.0  # between two looks at the files of the folder itself
 DEEP_LOOK_SECONDS = 15.0  # and at all below it: W&B's runs, by the thousand
 BYTES_PER_SECOND = 4 * 2**20  # of a file that keeps growing, on average: it is sent whole each time
+SILENCE_SECONDS = 4.0  # of the bucket, after which a search that is to end waits for it no more
 N_THREADS = 8
+N_NAMES = 4  # that an error spells out
 SQLITE_SUFFIX, SQLITE_ASIDE = ".db", ("-journal", "-wal", "-shm")
 
 logger = logging.getLogger(__name__)
@@ -67,6 +69,8 @@ class Mirror:
         self._due: dict[str, float] = {}  # when a large file is sent again at the soonest
         self._failure: Exception | None = None
         self._on_failure: Callable[[], None] = lambda: None
+        self._heard = 0.0  # by `time.monotonic()`, when the bucket last answered
+        self._sending = threading.Lock()  # the rest, see `flush`
         self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -120,27 +124,59 @@ class Mirror:
         """
         if self._failure is not None:
             raise StorageError(
-                f"--storage {self._failure} What was trained so far is kept, here or there: the same command "
-                "goes on with it."
+                f"--storage {self._failure} {self._unsent()}What counts at the next start is what the bucket "
+                "has. What was trained so far is kept, here or there: the same command goes on with it."
             ) from self._failure
 
     def flush(self) -> None:
         """Send all that has not been sent; returns when it is there.
 
+        Once the user has asked for the end, it goes on only while the bucket answers, however slowly.
+
         Raises:
             StorageError: it could not be sent.
         """
-        if self._thread is not None:
-            self._is_over.set()
-            self._thread.join()
-            self._thread = None
         self.check()
+        self._is_over.set()
+        self._heard = time.monotonic()
+        is_done = threading.Event()
+        threading.Thread(target=self._listen, args=(is_done,), name="listen", daemon=True).start()
         try:
-            self._pass(deep=True, is_last=True)
-            self._mark()
-        except (UnreachableError, LostLeaseError) as error:
-            self._failure = error
+            is_sent = run_apart(
+                self._send_rest, is_stuck=lambda: time.monotonic() - self._heard > SILENCE_SECONDS
+            )
+        finally:
+            is_done.set()
+        if not is_sent:
+            self._remote.patience_seconds = 0.0  # for what is still on its way
+            self._failure = UnreachableError(f"{self._remote.name}: does not answer.")
         self.check()
+
+    def _listen(self, is_done: threading.Event) -> None:
+        while not is_done.wait(LOOK_SECONDS):
+            if self._remote.answers():
+                self._heard = time.monotonic()
+
+    def _send_rest(self) -> None:
+        with self._sending:  # Ctrl-C may have come in the middle of an earlier one
+            if self._thread is not None:
+                self._thread.join()
+                self._thread = None
+            if self._failure is not None:
+                return
+            try:
+                self._pass(deep=True, is_last=True)
+                self._mark()
+            except (UnreachableError, LostLeaseError) as error:
+                self._failure = error
+
+    def _unsent(self) -> str:
+        """Says which files the bucket lacks, as a sentence."""
+        found = dict(self._files(deep=True))
+        files = [name for name, path in found.items() if self._is_to_be_sent(name, path, is_last=True)]
+        files.sort(key=lambda name: (self._ranks.get(name, 0), name))
+        more = f" and {len(files) - N_NAMES} more" if len(files) > N_NAMES else ""
+        return f"Not sent: {', '.join(files[:N_NAMES])}{more}. " if files else ""
 
     def _serve(self) -> None:
         deep_at = time.monotonic() + DEEP_LOOK_SECONDS
@@ -184,6 +220,7 @@ class Mirror:
             stamp, now = _stamp(path), time.monotonic()
             self._may_write()
             self._send(path, name)
+            self._heard = time.monotonic()
             self._sent[name] = stamp
             self._due[name] = now + stamp[0] / BYTES_PER_SECOND
 
