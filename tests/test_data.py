@@ -319,6 +319,17 @@ def test_unreadable_images_stop_all_with_their_reasons(tmp_path: Path, own_cache
     )
 
 
+def test_images_that_are_left_out_are_told_with_their_reasons(tmp_path: Path, own_cache: Path) -> None:
+    write_classes(tmp_path, {"a": 5, "b": 5})
+    folder = find(tmp_path, own_cache)
+    bad = {folder.files[n].content: "is empty" for n in (0, 1, 5, 6)}
+    assert any(
+        notice.startswith("4 of 10 images are left out (--skip-bad-images): ")
+        and notice.endswith(f"{tmp_path}/b/0.png is empty, and 1 more.")
+        for notice in split(folder, unreadable=bad, skip=True).notices
+    )
+
+
 def test_long_list_of_unreadable_images_is_cut(tmp_path: Path, own_cache: Path) -> None:
     write_classes(tmp_path, {"a": 30, "b": 30})
     folder = find(tmp_path, own_cache)

@@ -1,5 +1,7 @@
 """Ctrl-C and SIGTERM: the first lets what runs come to an end, the second ends the process."""
 
+import os
+import pty
 import queue
 import signal
 import subprocess
@@ -135,6 +137,15 @@ def test_ignored_signals_stay_ignored_and_a_second_one_ends_the_process(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
     )
     assert (ran.returncode, ran.stdout) == (code, said)
+
+
+def test_second_signal_leaves_a_terminal_its_cursor() -> None:
+    terminal, end = pty.openpty()
+    ran = subprocess.run([sys.executable, "-c", TWICE], stdout=end, timeout=60, check=False)
+    os.close(end)
+    assert ran.returncode == EXIT_CODE
+    assert b"\x1b[?25h" in os.read(terminal, 1000)
+    os.close(terminal)
 
 
 def test_work_that_has_not_begun_is_dropped_when_its_block_is_interrupted() -> None:

@@ -1,12 +1,14 @@
 """Ray itself: a session of it, quiet, and what it has."""
 
 import gc
+import importlib
 import logging
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import ray
@@ -173,7 +175,7 @@ def _init_ray(address: str | None, n_gpus: int | None) -> None:
         _knock(address)
         ray.init(address=address, **common)
         return
-    with _loopback_alone():
+    with _loopback_alone(), _apart():
         ray.init(
             address="local",
             num_cpus=len(os.sched_getaffinity(0)),
@@ -207,6 +209,22 @@ def _loopback_alone() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Around the start of Ray: its processes get a process group of their own.
+
+    `timeout`, and whatever else ends a whole group, would end Ray beneath a search that still has to write
+    its results. Ray's processes end with this one in any case.
+    """
+    services: Any = importlib.import_module("ray._private.services")
+    before = services.ConsolePopen
+    services.ConsolePopen = partial(before, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
 
 
 def _knock(address: str) -> None:

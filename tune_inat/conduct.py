@@ -1,6 +1,7 @@
 """Conducts a search from its settings to its folder of results."""
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -31,6 +32,7 @@ from tune_inat.objective import Metric
 from tune_inat.plan import longest_trial
 from tune_inat.progress import Terminal
 from tune_inat.remaining import Remaining
+from tune_inat.remote import hide_secrets
 from tune_inat.runs import (
     find_run_folder,
     keep_identity,
@@ -226,6 +228,11 @@ class _Conductor:
     def foresee(self) -> dict[str, Any]:
         """The plan of what is left, as JSON; nothing is trained or written but what was measured for it."""
         self._say_notices()
+        if self._inputs.pixels is None:
+            self._terminal.say(
+                "Images are not decoded for a plan. Whether each can be read is seen when the search begins, "
+                f"or by python -m tune_inat.data {shlex.quote(hide_secrets(str(self._settings.data)))}."
+            )
         with ExitStack() as session, self._terminal.task("Planning", None, ""):
             from tune_inat.cluster import ray_session
             from tune_inat.preparation import START_SECONDS, this_machine

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,7 +24,7 @@ from tune_inat.store import Store, claim_root, default_root, hash_of
 if TYPE_CHECKING:
     from tune_inat.audit import Audit
 
-N_LISTED = 20  # unreadable files that an error spells out
+N_LISTED, N_TOLD = 20, 3  # unreadable files that an error spells out, and a notice
 
 RowArray = npt.NDArray[np.int64]
 
@@ -131,8 +131,9 @@ def split_images(
     damaged = [(file.path, unreadable[file.content]) for file in folder.files if file.content in unreadable]
     skipped = (*folder.unreadable, *damaged)
     problems = []
+    n_files = len(folder.files) + len(folder.unreadable)
     if skipped and not skip_bad_images:
-        problems.append(_describe_unreadable(skipped, len(folder.files) + len(folder.unreadable)))
+        problems.append(_describe_unreadable(skipped, n_files))
     readable = sorted((f for f in folder.files if f.content in row_of), key=lambda f: (f.content, f.path))
     if not allow_leakage:
         problems += describe_leaks(readable)
@@ -151,9 +152,16 @@ def split_images(
         val=_make_split(parts["val"], row_of),
         test=_make_split(parts["test"], row_of) if "test" in parts else None,
         fingerprint=hash_of({"classes": folder.classes, "parts": parts_of_hash}),
-        notices=(*folder.notices, *notices),
+        notices=(*folder.notices, *_tell_skipped(skipped, n_files), *notices),
         skipped=skipped,
     )
+
+
+def _tell_skipped(skipped: Sequence[tuple[Path, str]], n_files: int) -> Iterator[str]:
+    if skipped:
+        names = ", ".join(f"{shown(path)} {reason}" for path, reason in skipped[:N_TOLD])
+        more = f", and {len(skipped) - N_TOLD} more" if len(skipped) > N_TOLD else ""
+        yield f"{len(skipped)} of {n_files:,} images are left out (--skip-bad-images): {names}{more}."
 
 
 def _describe_unreadable(skipped: Sequence[tuple[Path, str]], n_files: int) -> str:

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 EXIT_CODE = 130
@@ -38,7 +38,7 @@ class Interruption:
         """The handler of both signals."""
         is_second, self.is_requested = self.is_requested, True
         if is_second and self._ends_process:
-            os._exit(EXIT_CODE)
+            end_at_once()
         self.settle()  # the alarm that Ray's own handler has set, where that came first
         if self._say is not None and not is_second:
             # In a thread, since this one may be in the middle of printing; `threading` itself would lock.
@@ -179,11 +179,19 @@ def leave_soon(*, is_requested: bool) -> None:
         is_requested: whether a signal came. Then the process ends in any case, soon.
     """
     for number in SIGNALS:
-        signal.signal(number, lambda *_: os._exit(EXIT_CODE))
+        signal.signal(number, lambda *_: end_at_once())
     if is_requested:
         timer = threading.Timer(LEAVE_SECONDS, _leave)
         timer.daemon = True
         timer.start()
+
+
+def end_at_once() -> None:
+    """End the process here and now. A terminal is left with its cursor, and on a line of its own."""
+    if sys.stdout.isatty():
+        with suppress(OSError):
+            os.write(sys.stdout.fileno(), b"\x1b[?25h\n")
+    os._exit(EXIT_CODE)
 
 
 def _leave() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter
 
@@ -150,7 +151,7 @@ def run_trials(
                 name="search",
                 storage_path=str(scratch),
                 verbose=0,
-                callbacks=[losses, watcher, *callbacks],
+                callbacks=[losses, watcher, SilentProgress(), *callbacks],
                 progress_reporter=SilentReporter(),
             ),
         )
@@ -232,6 +233,19 @@ class Rungs(ASHAScheduler):
         for bracket in self._brackets:
             for _, recorded in bracket._rungs:
                 recorded.pop(trial.trial_id, None)
+
+
+class SilentProgress(TrialProgressCallback):
+    """Tune's own would print the trials that end without an epoch, whatever its verbosity."""
+
+    def on_trial_result(self, *_: Any, **info: Any) -> None:
+        """Nothing."""
+
+    def on_trial_error(self, *_: Any, **info: Any) -> None:
+        """Nothing."""
+
+    def on_trial_complete(self, *_: Any, **info: Any) -> None:
+        """Nothing."""
 
 
 def make_scheduler(

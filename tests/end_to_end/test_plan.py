@@ -62,6 +62,7 @@ def test_the_plan_is_a_table_for_people(tmp_path: Path, own_cache: Path, sweep: 
     dry = run("search", "--space", sweep, "--data", photos, "--dry-run", cwd=tmp_path, cache=own_cache)
     assert dry.code == 0, dry.err
     assert "like so many random ones" in dry.out
+    assert f"python -m tune_inat.data {photos}" in dry.err  # says which images cannot be read
     for word in ("read at", "to decode", "time: training", "memory: trial", "disk: states", "at most"):
         assert word in dry.out
 

@@ -32,21 +32,18 @@ def has_trained(running: Running, search: Search) -> bool:
     return len([event for event in search.events() if event["event"] == "epoch"]) > 3
 
 
-# In the order in which a search comes to them. Ctrl-C reaches all processes of a terminal.
+# In the order in which a search comes to them. Terminals, and `timeout`, signal all processes of a group.
 PHASES = {
     "hashing or decoding": (says("Decoding images"), signal.SIGINT),
     "before Ray is up": (has_begun_ray, signal.SIGTERM),
     "frozen layers": (says("Frozen layers up to"), signal.SIGINT),
-    "training": (has_trained, signal.SIGINT),
-    "export": (says("Testing and exporting"), signal.SIGTERM),
+    "training": (has_trained, signal.SIGTERM),
+    "export": (says("Testing and exporting"), signal.SIGINT),
 }
 
 
 def interrupt(running: Running, how: signal.Signals) -> None:
-    if how == signal.SIGINT:
-        os.killpg(running.popen.pid, how)
-    else:
-        running.popen.send_signal(how)
+    os.killpg(running.popen.pid, how)
 
 
 def test_search_interrupted_in_each_phase_goes_on_and_ends_as_if_it_never_was(
