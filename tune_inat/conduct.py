@@ -252,10 +252,20 @@ class _Conductor:
         from tune_inat.arrivals import await_members
 
         cluster()  # joins it
-        notice = await_members(self._terminal, self._ending.is_over)
+        notice = await_members(self._terminal, self._is_over)
         if notice is not None:
             self._terminal.warn(notice)
         return cluster()
+
+    def _is_over(self) -> bool:
+        """Whether the search has no more time.
+
+        Raises:
+            StorageError: it cannot keep what it does any more.
+        """
+        if self._mirror is not None:
+            self._mirror.check()
+        return self._ending.is_over()
 
     def _measures(self) -> "Measures | None":
         """What measures the GPUs of a cluster's nodes; of this machine, it is the preparation's own."""
@@ -358,7 +368,7 @@ class _Conductor:
             from tune_inat.nodes import check_storage
             from tune_inat.spread import spread
 
-            await_demanded(self._open_bench().job, devices, self._terminal, self._ending.is_over)
+            await_demanded(self._open_bench().job, devices, self._terminal, self._is_over)
             check_storage(self._storage)  # of machines that have come since
             shared = spread(self._open_bench(), preparation.configs, self._terminal)
             self._effort.add(shared.work)
