@@ -212,7 +212,7 @@ def test_charts_shrink_with_the_window(browser: Any, report: Path) -> None:
     browser.execute_script(f"window.widest = 0; {measure}")  # before plotly follows
     screen = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-    wait_for(lambda: 0 < browser.execute_script("return widest"))
+    wait_for(lambda: browser.execute_script("return widest") > 0)
     assert browser.execute_script("return widest <= innerWidth")
     as_wide_as_their_place = """
         return [...document.querySelectorAll(".plot")].every(
