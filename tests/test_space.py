@@ -403,6 +403,13 @@ def test_the_command_ends_with_0_where_a_search_would_take_the_file() -> None:
     assert "A search would refuse it" not in done.stdout
 
 
+def test_the_command_says_how_many_trials_there_are_where_the_file_does_not(write: Write) -> None:
+    text = "method: random\nmetric: {name: val_loss}\nparameters: {lr: {min: 0.1, max: 0.2}}\n"
+    (line,) = [line for line in command(write(text)).stdout.splitlines() if line.startswith("trials")]
+    assert line.split(maxsplit=1)[1] == "32, unless run_cap or --trials says otherwise"
+    assert "32" not in command(write(f"{text}run_cap: 4\n")).stdout
+
+
 def test_the_command_prints_all_problems_and_ends_with_2(write: Write) -> None:
     done = command(path := write("method: grid\nparameters:\n  lr: {min: 1, max: 2.0}\n  epochs: 3\n"))
     assert (done.returncode, done.stdout) == (2, "")
