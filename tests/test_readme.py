@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from tests.readme import README, option_rows, parameter_rows
 from tune_inat.config import TrialConfig
+from tune_inat.search import SET_HELP
 from tune_inat.settings import SearchSettings
 from tune_inat.space import shipped_spaces
 
@@ -15,7 +16,7 @@ TEXT = README.read_text()
 COMMANDS = re.findall(r"python -m tune_inat\.(\w+)((?: [^\n`#]*)?)", TEXT.replace("\\\n", " "))
 
 
-@pytest.mark.parametrize("row", [*parameter_rows(), *option_rows()])
+@pytest.mark.parametrize("row", [*parameter_rows(), *option_rows(), f"| `--set KEY=VALUE` | {SET_HELP} |"])
 def test_table_row_is_current(row: str) -> None:
     assert row in TEXT.splitlines()
 
