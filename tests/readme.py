@@ -26,10 +26,16 @@ def option_rows() -> list[str]:
     """A row for each option of a search."""
     flags = {"reuse": "--reuse/--no-reuse", "cpu_trials": "--cpu-trials/--no-cpu-trials"}
     return [
-        f"| `{flags.get(name, '--' + name.replace('_', '-'))}` | {field.description} |"
+        f"| `{flags.get(name, '--' + name.replace('_', '-'))}` "
+        f"| {field.description}{_default(field.default)} |"
         for name, field in SearchSettings.model_fields.items()
         if name != "overrides"
     ]
+
+
+def _default(value: Any) -> str:
+    """Told where it is a value; what is not given otherwise is off or left to the search."""
+    return "" if value is None or isinstance(value, bool) else f" (default: `{_plain(value)}`)"
 
 
 def _plain(value: Any) -> Any:

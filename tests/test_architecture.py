@@ -29,6 +29,7 @@ failures searchers queue families housekeeping watcher tuning preparation
 report_predictions report_facts report_page report_study report_charts report_lead report_sections
 report_model report
 comparison results examination conclusion remaining conduct search
+__main__
 """
 ORDER = FLOORS.split()
 ROOMS = {

@@ -57,6 +57,29 @@ def test_other_weights_of_the_same_name_are_another_search(
     assert identity(folder, **given) == before
 
 
+@pytest.mark.parametrize(
+    ("space", "given", "n_notices"),
+    [
+        ("method: random", {}, 1),
+        ("method: bayes\nmetric: {name: val_loss}", {}, 1),
+        ("method: random\nrun_cap: 4", {}, 0),
+        ("method: random", {"trials": 4}, 0),
+        ("method: grid", {}, 0),
+    ],
+)
+def test_a_number_of_trials_that_nobody_gave_is_said(
+    folder: Path, space: str, given: dict[str, int], n_notices: int
+) -> None:
+    (folder / "space.yaml").write_text(f"{space}\nparameters: {{lr: {{values: [0.1, 0.2]}}}}")
+    settings = make_settings(
+        space=str(folder / "space.yaml"), data=str(folder / "photos"), image_size=16, **given
+    )
+    inputs = read_inputs(settings, SilentMeter(), Store(folder / "cache"))
+    notices = [text for text in inputs.warnings() if "run_cap" in text]
+    assert len(notices) == n_notices
+    assert all(f"means {inputs.plan.n_trials} trials" in text for text in notices)
+
+
 def test_named_search_refuses_other_weights_of_the_same_name(folder: Path) -> None:
     weights = folder / "w.pth"
     weights.write_bytes(b"old")

@@ -185,7 +185,11 @@ def test_draws_that_reach_what_a_parameter_cannot_be_are_a_misfit(
         ("epochs", Uniform(1.0, 9.0), "epochs: it is a whole number. Use int_uniform, or a q_ distribution"),
         ("epochs", Rounded(Uniform(1.0, 9.0), 0.5), "epochs: it is a whole number."),
         ("views", LogUniform(1.0, 9.0), "views: it is a whole number."),
-        ("optimizer", Integers(0, 2), "optimizer: it is no number but the optimizer. List its values."),
+        (
+            "optimizer",
+            Integers(0, 2),
+            "optimizer: it is no number but the optimizer: `adam`, `adamw` or `sgd`. List its values.",
+        ),
     ],
 )
 def test_ranges_of_another_type_are_refused(name: str, given: Distribution, refusal: str) -> None:

@@ -390,11 +390,24 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_shows_a_sound_file_and_what_a_search_would_refuse(write: Write) -> None:
     done = command(path := write(WANDBS_EXAMPLE))
-    assert done.returncode == 0
+    assert done.returncode == 2
     assert done.stdout.startswith(f"{path} is a sound W&B sweep.\n")
     for shown in ("q_log_uniform_values", "no such name", "loss, minimize", "A search would refuse it:"):
         assert shown in done.stdout
     assert done.stderr == f"Note: {path}, line 1: program is for W&B's agents and not used here.\n"
+
+
+def test_the_command_ends_with_0_where_a_search_would_take_the_file() -> None:
+    done = command("grid")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "A search would refuse it" not in done.stdout
+
+
+def test_the_command_says_how_many_trials_there_are_where_the_file_does_not(write: Write) -> None:
+    text = "method: random\nmetric: {name: val_loss}\nparameters: {lr: {min: 0.1, max: 0.2}}\n"
+    (line,) = [line for line in command(write(text)).stdout.splitlines() if line.startswith("trials")]
+    assert line.split(maxsplit=1)[1] == "32, unless run_cap or --trials says otherwise"
+    assert "32" not in command(write(f"{text}run_cap: 4\n")).stdout
 
 
 def test_the_command_prints_all_problems_and_ends_with_2(write: Write) -> None:
@@ -417,7 +430,7 @@ def test_a_file_cannot_drive_the_terminal(write: Write) -> None:
 def test_the_commands_json_is_all_of_a_sound_file(write: Write) -> None:
     done = command(write(WANDBS_EXAMPLE), "--json")
     described = json.loads(done.stdout)
-    assert (done.returncode, described["sound"], described["method"]) == (0, True, "random")
+    assert (done.returncode, described["sound"], described["method"]) == (2, True, "random")
     assert described["metric"] == {"name": "loss", "goal": "minimize"}
     assert described["parameters"]["learning_rate"]["kind"] == "uniform"
     assert len(described["refused"]) == 1

@@ -280,7 +280,7 @@ class _Conductor:
     def _say_notices(self) -> None:
         for notice in (*self._inputs.space.notices, *self._inputs.data.notices):
             self._terminal.say(notice)
-        for warning in self._inputs.audit.warnings():
+        for warning in self._inputs.warnings():
             self._terminal.warn(warning)
 
     def _prepare(self, n_left: int) -> "Preparation":

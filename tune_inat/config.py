@@ -27,10 +27,12 @@ class TrialConfig(BaseModel):
     batch_size: int = Field(32, ge=1, description="images in a training step")
     lr: float = Field(1e-3, gt=0, description="peak learning rate of the head; also `learning_rate`")
     weight_decay: float = Field(0.0, ge=0, description="weight decay, not applied to biases and norms")
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="the optimizer")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field(
+        "adam", description="the optimizer: `adam`, `adamw` or `sgd`"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd (Nesterov when above 0)")
     schedule: Literal["constant", "cosine", "onecycle"] = Field(
-        "constant", description="the learning rate over the epochs"
+        "constant", description="the learning rate over the epochs: `constant`, `cosine` or `onecycle`"
     )
     warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear warm-up; for onecycle, of its rise")
     layer_decay: float = Field(

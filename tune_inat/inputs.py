@@ -16,7 +16,7 @@ from tune_inat.errors import SpaceError, UserError
 from tune_inat.facts import ImageFacts, has_facts, load_facts
 from tune_inat.images import Pixels, has_pixels, load_pixels
 from tune_inat.meter import Meter
-from tune_inat.plan import SearchPlan, check_early_stopping, longest_trial, make_plan
+from tune_inat.plan import SearchPlan, check_early_stopping, default_notice, longest_trial, make_plan
 from tune_inat.settings import WEIGHTS_WITHOUT_FILE, SearchSettings, project_problem
 from tune_inat.space import SearchSpace, load_space
 from tune_inat.store import Store, default_root, spared_bytes
@@ -49,6 +49,11 @@ class Inputs:
     def seed(self) -> int:
         """The seed of the split and of the search's own draws."""
         return seed_of(self.fixed)
+
+    def warnings(self) -> list[str]:
+        """What the search should not begin without having said, a line each."""
+        notice = default_notice(self.space, self.settings.trials)
+        return self.audit.warnings() if notice is None else [notice, *self.audit.warnings()]
 
     def identity(self) -> dict[str, Any]:
         """What makes this search the same as an earlier one: JSON values only.

@@ -13,9 +13,8 @@ from tune_inat.distributions import Distribution, Integers, Rounded
 from tune_inat.errors import SpaceError
 from tune_inat.space import SearchSpace
 from tune_inat.store import hash_of
-from tune_inat.sweep import MAX_GRID
+from tune_inat.sweep import DEFAULT_TRIALS, MAX_GRID
 
-DEFAULT_TRIALS = 32  # of a random or bayes search whose sweep has no run_cap
 TRIAL_ID_DIGITS = 8
 
 
@@ -122,6 +121,16 @@ def _sample(space: SearchSpace, n: int, seed: int) -> Iterator[dict[str, Any]]:
     """Each point has a stream of its own, so that a longer search begins with the same points."""
     for number in range(n):
         yield space.sample(random.Random(hash_of([seed, number])))
+
+
+def default_notice(space: SearchSpace, n_trials: int | None) -> str | None:
+    """What to say where nobody has said how many trials there are to be."""
+    if space.method == "grid" or space.run_cap is not None or n_trials is not None:
+        return None
+    return (
+        f"{space.source}: method {space.method} without run_cap, endless with W&B, means {DEFAULT_TRIALS} "
+        "trials here. run_cap or --trials says otherwise."
+    )
 
 
 def longest_trial(space: SearchSpace, fixed: Mapping[str, Any]) -> int:

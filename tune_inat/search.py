@@ -110,7 +110,7 @@ def _option(name: str, *flags: str) -> Any:
     return typer.Option(*flags, help=SearchSettings.model_fields[name].description)
 
 
-SET_HELP = "a parameter's value for all trials; may be repeated"
+SET_HELP = "the value for all trials of a parameter that the space does not vary; may be repeated"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -47,7 +47,9 @@ class SearchSettings(BaseModel):
     cpus_per_trial: int | None = Field(None, ge=1, description="CPU cores of a trial")
     max_concurrent: int | None = Field(None, ge=1, description="how many trials run at a time")
     max_failures: int = Field(1, ge=0, description="how often a trial that fails is tried again")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto takes what is faster")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="fp32, bf16, or auto, which takes what is faster"
+    )
     overrides: Mapping[str, Any] = Field(default_factory=dict, description="values that all trials share")
     reuse: bool = Field(True, description="share work between trials, and with earlier searches")
     cache_gb: float | None = Field(
@@ -56,7 +58,10 @@ class SearchSettings(BaseModel):
     dry_run: bool = Field(False, description="print the plan, with time, memory and disk, and train nothing")
     skip_bad_images: bool = Field(False, description="leave out images that cannot be read")
     allow_leakage: bool = Field(False, description="accept the same image in two given parts")
-    wandb: Literal["online", "offline", "disabled"] | None = Field(None, description="W&B's mode")
+    wandb: Literal["online", "offline", "disabled"] | None = Field(
+        None,
+        description="W&B's mode: online, offline or disabled; else WANDB_MODE's, else online with a key",
+    )
     wandb_project: str | None = Field(None, min_length=1, description="W&B's project")
     wandb_model: bool = Field(False, description="keep the best model in W&B, with its trial's run")
     address: str | None = Field(None, min_length=1, description="a running Ray cluster: auto, or host:port")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from tune_inat.distributions import Distribution, identity
-from tune_inat.errors import SpaceError, run_command
+from tune_inat.errors import EXIT_DONE, EXIT_USAGE, SpaceError, run_command
 from tune_inat.objective import DEFAULT_METRIC, GOALS, METRICS, Metric, metric_name
 from tune_inat.parameters import canonical_name, check_value, fit_distribution, leaf_name, unknown_name
 from tune_inat.sweep import MAX_GRID, EarlyStopping, Sweep, parse_sweep
@@ -294,6 +294,7 @@ def check(
         _print_json(report.described())
     else:
         report.print()
+    raise typer.Exit(EXIT_USAGE if report.all_refusals() else EXIT_DONE)
 
 
 def _print_json(value: Mapping[str, Any]) -> None:

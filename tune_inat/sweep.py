@@ -31,6 +31,7 @@ Names = dict[tuple[str, ...], int]
 
 MAX_RUNGS = 100  # as with W&B: more would be one after each epoch
 MAX_GRID = 100_000  # trials; a larger grid is a mistake, and would fill the memory before it starts
+DEFAULT_TRIALS = 32  # of a random or bayes search without run_cap, which W&B takes as endless
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from tune_inat.distributions import grid_length, identity
 from tune_inat.errors import printable
 from tune_inat.objective import DEFAULT_METRIC, GOALS, metric_name
 from tune_inat.parameters import canonical_name, leaf_name
-from tune_inat.sweep import Sweep
+from tune_inat.sweep import DEFAULT_TRIALS, Sweep
 
 ASSUMED_EPOCHS = 30  # of the longest trial, to show where one may be stopped, when the file does not say
 
@@ -85,6 +85,8 @@ class SweepReport:
                 rows.append(("early stopping", f"after epochs {rungs} the best {share} go on"))
         if run_cap is not None:
             rows.append(("run cap", f"{run_cap} trials"))
+        elif sweep.method != "grid":
+            rows.append(("trials", f"{DEFAULT_TRIALS}, unless run_cap or --trials says otherwise"))
         return rows
 
     def all_refusals(self) -> tuple[str, ...]:

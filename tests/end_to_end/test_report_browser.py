@@ -206,6 +206,22 @@ def test_page_is_no_wider_than_a_telephone(browser: Any, report: Path) -> None:
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 400
 
 
+def test_charts_shrink_with_the_window(browser: Any, report: Path) -> None:
+    show(browser, report, width=900)
+    measure = "addEventListener('resize', () => { widest = document.documentElement.scrollWidth; })"
+    browser.execute_script(f"window.widest = 0; {measure}")  # before plotly follows
+    screen = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    wait_for(lambda: browser.execute_script("return widest") > 0)
+    assert browser.execute_script("return widest <= innerWidth")
+    as_wide_as_their_place = """
+        return [...document.querySelectorAll(".plot")].every(
+            (plot) => plot.querySelector("svg").clientWidth === plot.clientWidth)
+    """
+    wait_for(lambda: browser.execute_script(as_wide_as_their_place))
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_print_has_every_chart_in_light_colours(browser: Any, report: Path) -> None:
     media = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
