@@ -97,7 +97,10 @@ def test_journal_on_a_full_disk_stays_whole_and_goes_on(small_disk: Path) -> Non
 
 @pytest.mark.end_to_end
 def test_search_whose_disk_fills_ends_at_once_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
-    with mounted(tmp_path / "small disk", "size=64m") as disk:
+    with (
+        mounted(tmp_path / "small disk", "size=64m") as disk,
+        mounted(tmp_path / "runs", "size=20m") as storage,
+    ):
         search = new_search(tmp_path, GRID, "--wandb", "disabled", cache=disk / "cache")
         running = search.start()
         running.await_that(lambda: any(event["event"] == "epoch" for event in search.events()))
@@ -109,8 +112,20 @@ def test_search_whose_disk_fills_ends_at_once_and_goes_on_when_there_is_room(tmp
         failed = [trial for trial in search.summary["trials"] if trial["status"] == "ERROR"]
         assert 1 <= len(failed) <= 2  # those that ran: what is left was not run into the ground
         ballast.unlink()
-        assert search.run().popen.returncode == EXIT_DONE
+        ballast = fill(storage, leaving=1_000_000)
+        running = search.run()
+        said = " ".join(running.text.split())
+        assert running.popen.returncode == EXIT_FAILED, running.text
         assert [trial["status"] for trial in search.summary["trials"]] == ["TERMINATED"] * 8
+        assert search.summary["best"]["model"] is None
+        best = search.summary["best"]["trial_id"]
+        assert f"Best: trial {best}" in said, running.text  # below the table
+        assert "are needed for the best model and" in said
+        assert f"All trials have ended. The same command goes on: {search.summary['command']}" in said
+        ballast.unlink()
+        assert search.run().popen.returncode == EXIT_DONE
+        assert search.summary["best"]["model"] == "best_model"
+        assert (search.folder / "report.html").exists()
 
 
 def test_cache_on_a_read_only_disk_is_refused(tmp_path: Path) -> None:
