@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.benches import config_of, make_bench
 from tests.faults.processes import GRID, new_search
+from tests.test_forecast import forecaster_of
 from tune_inat.disk import is_of_full_disk, make_folder
 from tune_inat.errors import EXIT_DONE, EXIT_FAILED, ResourceError
 from tune_inat.ledger import LEDGER_FILE, Ledger
@@ -93,6 +95,17 @@ def test_journal_on_a_full_disk_stays_whole_and_goes_on(small_disk: Path) -> Non
     ballast.unlink()
     ledger.epoch("a", {"epoch": 2}, trained=True, did={})
     assert Ledger(small_disk).records()["a"].rows == [{"epoch": 1}, {"epoch": 2}]
+
+
+def test_disk_too_small_for_an_epoch_is_refused_before_training(
+    images: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(small_disk))
+    bench = make_bench(images, Store(small_disk))
+    heavy, light = config_of(freeze=0.0, epochs=2), config_of(freeze=1.0, epochs=2)
+    forecaster_of(bench, light).check_states()
+    with pytest.raises(ResourceError, match=rf"GB are needed .* are free .*set {CACHE_VARIABLE} to"):
+        forecaster_of(bench, light, heavy).check_states()
 
 
 @pytest.mark.end_to_end
