@@ -107,7 +107,8 @@ def test_text_and_json_say_the_same(tmp_path: Path, own_cache: Path) -> None:
     assert report["unreadable"] == [{"path": f"{tmp_path}/a/empty.png", "reason": "is empty"}]
     assert f"{tmp_path}/a/empty.png: is empty" in text
     assert report["duplicates"] == [[f"{tmp_path}/a/0.png", f"{tmp_path}/b/copy.png"]]
-    assert f"{tmp_path}/a/0.png = {tmp_path}/b/copy.png" in text
+    assert f"1 set of files has the same content:\n  {tmp_path}/a/0.png = {tmp_path}/b/copy.png" in text
+    assert "1 image stands under two classes:" in text
     for notice in report["notices"]:
         assert f"note: {notice}" in text
     assert len(report["notices"]) == 1

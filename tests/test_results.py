@@ -148,10 +148,14 @@ def test_what_is_no_search_is_named_and_skipped(hostile_path: Path) -> None:
     (torn / "summary.json").write_text('{"status": "DONE", "trials": 7}')
     running = hostile_path / "running"
     Ledger(running).start("a", {})
-    others = [hostile_path / "runs", hostile_path / "nowhere", torn, running]
+    damaged = hostile_path / "damaged"
+    Ledger(damaged).start("a", {})
+    (damaged / "summary.json").write_text('{"status": "DO')
+    others = [hostile_path / "runs", hostile_path / "nowhere", torn, running, damaged]
     groups, notices = compare_searches([*others, search])
     assert [len(group) for group in groups] == [1]
-    expected = ("holds some", "no such folder", "none that a search has written", "has not ended")
+    of_searches = ("has not ended", "summary.json is damaged; python -m tune_inat.search")
+    expected = ("holds some", "no such folder", "none that a search has written", *of_searches)
     assert len(notices) == len(expected)
     for folder, notice, reason in zip(others, notices, expected, strict=True):
         assert notice.startswith(str(folder))

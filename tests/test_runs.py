@@ -33,6 +33,14 @@ def test_named_search_may_change_its_space_but_not_its_images(hostile_path: Path
         find_run_folder(hostile_path, "mine", "grid-sample", {**wider, "images": "def"})
 
 
+def test_named_search_with_another_parameter_is_refused_with_its_name_and_values(hostile_path: Path) -> None:
+    keep(hostile_path / "mine", {**IDENTITY, "parameters": {"model": "resnet18"}})
+    # Images are split by the seed, so their fingerprint is another one as well.
+    other = {**IDENTITY, "images": "def", "parameters": {"model": "resnet18", "seed": 3}}
+    with pytest.raises(UserError, match=r"a search with other seed \(not given there, 3 here\)\. Choose"):
+        find_run_folder(hostile_path, "mine", "grid-sample", other)
+
+
 def test_folder_of_something_else_is_never_taken(hostile_path: Path) -> None:
     (hostile_path / "grid-sample").mkdir()
     (hostile_path / "grid-sample" / "thesis.tex").touch()

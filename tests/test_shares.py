@@ -248,7 +248,12 @@ def test_pretended_gpus_are_told_by_their_type(monkeypatch: pytest.MonkeyPatch) 
     assert pretended_gpus() == {}
     monkeypatch.setenv(PRETENDED_VARIABLE, '{"T4": {"n": 2, "gb": 16}}')
     assert pretended_gpus()["T4"].n == 2
-    for wrong in ("2", '{"T4": {"gb": 0}}', "T4", '{"T4": {"size": 3}}'):
+    for wrong, why in (
+        ("-2", "-2 stands where a mapping"),
+        ('{"T4": {"gb": 0}}', '"T4": "gb": 0 is not above 0'),
+        ("T4", '"T4" is no JSON'),
+        ('{"T4": {"size": 3}}', '"T4": "size": 3: Extra inputs'),
+    ):
         monkeypatch.setenv(PRETENDED_VARIABLE, wrong)
-        with pytest.raises(UserError, match=PRETENDED_VARIABLE):
+        with pytest.raises(UserError, match=f"{PRETENDED_VARIABLE}: {why}.* It describes GPUs by their type"):
             pretended_gpus()

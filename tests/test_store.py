@@ -325,6 +325,10 @@ def test_place_that_cannot_be_a_folder_is_said(hostile_path: Path) -> None:
     file.touch()
     with pytest.raises(ResourceError, match=CACHE_VARIABLE):
         Store(file / "cache").get_or_build("greetings", "a", write_hello)
+    with pytest.raises(
+        ResourceError, match=rf"it is a file\). Set {CACHE_VARIABLE} to a folder that you can"
+    ):
+        Store(file).get_or_build("greetings", "a", write_hello)
 
 
 def test_default_place_follows_the_variable(monkeypatch: pytest.MonkeyPatch, hostile_path: Path) -> None:

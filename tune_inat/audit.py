@@ -277,16 +277,52 @@ def to_text(audit: Audit) -> str:
     unreadable = [f"{shown(path)}: {reason}" for path, reason in audit.unreadable_files()]
     misnamed = [f"{shown(path)}: holds {actual}" for path, actual in audit.misnamed()]
     lines += _section("cannot be read", unreadable)
-    lines += _section("are named after another format (read all the same)", misnamed)
-    lines += _section(f"are less than {TINY} px wide or high", [_with_size(file) for file in audit.tiny()])
+    lines += _section(
+        "are named after another format (read all the same)",
+        misnamed,
+        of_one="is named after another format (read all the same)",
+    )
+    lines += _section(
+        f"are less than {TINY} px wide or high",
+        [_with_size(file) for file in audit.tiny()],
+        of_one=f"is less than {TINY} px wide or high",
+    )
     shapes = [_with_size(file) for file in audit.extreme_shapes()]
-    lines += _section(f"are more than {EXTREME} times as long as wide", shapes)
-    lines += _section("sets of files have the same content", _equations(audit.duplicates()))
-    lines += _section("sets of files show nearly the same", _equations(audit.near_copies()))
-    lines += _section("times the same image stands in two parts", _equations(audit.copies_between_parts()))
-    lines += _section("near copies stand in two parts", _equations(audit.near_copies_between_parts()))
-    lines += _section("images stand under two classes", _equations(audit.two_labels()))
-    lines += _section("near copies stand under two classes", _equations(audit.near_copies_of_two_labels()))
+    lines += _section(
+        f"are more than {EXTREME} times as long as wide",
+        shapes,
+        of_one=f"is more than {EXTREME} times as long as wide",
+    )
+    lines += _section(
+        "sets of files have the same content",
+        _equations(audit.duplicates()),
+        of_one="set of files has the same content",
+    )
+    lines += _section(
+        "sets of files show nearly the same",
+        _equations(audit.near_copies()),
+        of_one="set of files shows nearly the same",
+    )
+    lines += _section(
+        "times the same image stands in two parts",
+        _equations(audit.copies_between_parts()),
+        of_one="time the same image stands in two parts",
+    )
+    lines += _section(
+        "near copies stand in two parts",
+        _equations(audit.near_copies_between_parts()),
+        of_one="near copy stands in two parts",
+    )
+    lines += _section(
+        "images stand under two classes",
+        _equations(audit.two_labels()),
+        of_one="image stands under two classes",
+    )
+    lines += _section(
+        "near copies stand under two classes",
+        _equations(audit.near_copies_of_two_labels()),
+        of_one="near copy stands under two classes",
+    )
     warnings = [f"warning: {text}" for text in audit.warnings()]
     return "\n".join([*lines, "", *warnings, *(f"note: {notice}" for notice in folder.notices)])
 
@@ -302,11 +338,13 @@ def _table(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     return [header] + [f"{name.ljust(width)}{''.join(f'{row[p]:9,}' for p in parts)}" for name, row in rows]
 
 
-def _section(title: str, items: Sequence[str]) -> list[str]:
+def _section(title: str, items: Sequence[str], *, of_one: str | None = None) -> list[str]:
+    """Items below their number and a title, which may be another one where there is one item."""
     if not items:
         return []
     more = [f"  ... and {len(items) - N_SPELT_OUT:,} more"] if len(items) > N_SPELT_OUT else []
-    return ["", f"{len(items):,} {title}:", *(f"  {item}" for item in items[:N_SPELT_OUT]), *more]
+    heading = of_one if of_one is not None and len(items) == 1 else title
+    return ["", f"{len(items):,} {heading}:", *(f"  {item}" for item in items[:N_SPELT_OUT]), *more]
 
 
 def _equations(sets: Iterable[Sequence[LabelledFile]]) -> list[str]:

@@ -234,6 +234,9 @@ def _why_none(folder: Path) -> str:
     """Why there is no summary in a folder, and what would be right."""
     if not folder.is_dir():
         return "there is no such folder."
+    if (folder / LEDGER_FILE).exists() and (folder / SUMMARY_FILE).exists():
+        command = "python -m tune_inat.search with the search's arguments"
+        return f"its {SUMMARY_FILE} is damaged; {command} writes it again."
     if (folder / LEDGER_FILE).exists():
         return "this search has not ended yet; the same command goes on with it."
     if any(folder.glob(f"*/{SUMMARY_FILE}")):

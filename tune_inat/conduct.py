@@ -3,8 +3,8 @@
 import json
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tune_inat.conclusion import Conclusion
 from tune_inat.disk import explaining_full_disk, size_of
 from tune_inat.ending import Ending
+from tune_inat.errors import ResourceError
 from tune_inat.inputs import Inputs, open_store, read_inputs
 from tune_inat.leaderboard import (
     Effort,
@@ -186,22 +187,25 @@ class _Conductor:
         is_interrupted = self._effort.is_interrupted
         ranked = leaderboard(self._remaining.results(), self._metric.name, self._metric.goal)
         best = best_of(ranked)
-        write_leaderboard(self._folder, ranked)
+        with self._as_far_as_it_fits():
+            write_leaderboard(self._folder, ranked)
         has_run = self._forecast is not None or is_interrupted
         conclusion = Conclusion(self._inputs, self._folder, self._terminal, self._open_bench, has_run=has_run)
         exported = None if best is None else conclusion.exported(best)
         if best is not None and exported is None and not is_interrupted:
-            exported = conclusion.export(best, self._examined)
+            with self._as_far_as_it_fits():
+                exported = conclusion.export(best, self._examined)
         if not is_interrupted:
             self._inputs.store.make_room()  # for the epochs that trials have left
         test = None if exported is None else exported.test
         summary = self._summary(ranked, best, test, is_exported=exported is not None)
-        write_summary(self._folder, summary)  # all that is known, before anything that waits for W&B
-        if best is not None and self._is_to_be_shown(has_news=conclusion.has_news):
-            tracker = self._wandb or self._tracker(lambda: False)
-            conclusion.show(best, test, self._remaining.records()[best.trial_id], tracker)
-            summary["wandb_sync"] = sync_line(self._folder)
-            write_summary(self._folder, summary)
+        with self._as_far_as_it_fits():
+            write_summary(self._folder, summary)  # all that is known, before anything that waits for W&B
+            if best is not None and exported and self._is_to_be_shown(has_news=conclusion.has_news):
+                tracker = self._wandb or self._tracker(lambda: False)
+                conclusion.show(best, test, self._remaining.records()[best.trial_id], tracker)
+                summary["wandb_sync"] = sync_line(self._folder)
+                write_summary(self._folder, summary)
         report = conclusion.report()
         if self._mirror is not None:
             with self._terminal.task(f"Sending it to {self._storage.place(self._folder)}", None, ""):
@@ -214,16 +218,31 @@ class _Conductor:
             sync_line=summary["wandb_sync"],
             place=self._storage.place,
         )
+        self._say_what_is_left(summary)
+        return summary
+
+    @contextmanager
+    def _as_far_as_it_fits(self) -> Iterator[None]:
+        """Around writing results: what a full disk refuses is told at the end, and the rest goes on."""
+        try:
+            with explaining_full_disk(self._folder, self._inputs.store.root, Path(gettempdir())):
+                yield
+        except ResourceError as error:
+            self._effort.problem = self._effort.problem or str(error)
+
+    def _say_what_is_left(self, summary: dict[str, Any]) -> None:
+        """Why the search is not whole, if it is not, and the command that goes on with it."""
+        if self._effort.problem is not None and summary["status"] == "DONE":
+            summary["status"] = "FAILURES"  # for the exit code: it came up when the summary was written
         why = self._effort.problem
         if summary["is_out_of_time"]:
             why = f"--max-hours {self._settings.max_hours:g} is over."
-        if why is not None:
-            without = "" if self._settings.reuse else ", without --no-reuse,"
-            self._terminal.warn(
-                f"{why} The search ends with {summary['trials_left']} of {self._inputs.plan.n_trials} "
-                f"trials left. The same command{without} goes on: {summary['command']}"
-            )
-        return summary
+        if why is None:
+            return
+        without = "" if self._settings.reuse else ", without --no-reuse,"
+        left = f"{summary['trials_left']} of {self._inputs.plan.n_trials} trials"
+        state = f"The search ends with {left} left." if summary["trials_left"] else "All trials have ended."
+        self._terminal.warn(f"{why} {state} The same command{without} goes on: {summary['command']}")
 
     def foresee(self) -> dict[str, Any]:
         """The plan of what is left, as JSON; nothing is trained or written but what was measured for it."""

@@ -7,12 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 from tune_inat.errors import ResourceError, UserError
 
+CACHE_VARIABLE = "TUNE_INAT_CACHE"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_TEXTS = ("No space left on device", "database or disk is full")  # of those who do not say it by number
 FILLED_SHARE = 0.9  # of what is free
 MAKE_ROOM = "Make room: the same command goes on with what is done."
+
+
+def default_root() -> Path:
+    """The cache's folder: `TUNE_INAT_CACHE`, else the user's cache folder."""
+    named = os.environ.get(CACHE_VARIABLE)
+    return Path(named).expanduser().absolute() if named else user_cache_path("tune_inat")
 
 
 def make_folder(folder: Path) -> None:
@@ -41,8 +50,15 @@ def check_room(folder: Path, n_bytes: int, what: str) -> None:
     if n_bytes > n_free:
         raise ResourceError(
             f"{folder}: {size_text(n_bytes)} are needed for {what} and {size_text(n_free)} are free. "
-            "Make room, or move it to a larger disk: the same command goes on with what is done."
+            f"Make room, or {how_to_move(folder)}: the same command goes on with what is done."
         )
+
+
+def how_to_move(folder: Path) -> str:
+    """What moves a folder of ours to a larger disk."""
+    if folder.absolute().is_relative_to(default_root()):
+        return f"set {CACHE_VARIABLE} to a folder on a larger disk"
+    return "move it to a larger disk"
 
 
 def has_room(folder: Path, n_bytes: int) -> bool:

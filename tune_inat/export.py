@@ -97,10 +97,13 @@ def save_classifier(
     write_atomically(folder / CARD_FILE, card.encode(errors="backslashreplace"))
     check_room(folder, sum(value.nbytes for value in tensors.values()), "the best model")
     aside = folder / f".{WEIGHTS_FILE}.tmp"
-    save_file(tensors, aside, metadata={"format": "pt"})
-    shutil.copymode(folder / METRICS_FILE, aside)  # safetensors shuts everybody out but the owner
-    sync(aside)
-    aside.replace(folder / WEIGHTS_FILE)
+    try:
+        save_file(tensors, aside, metadata={"format": "pt"})
+        shutil.copymode(folder / METRICS_FILE, aside)  # safetensors shuts everybody out but the owner
+        sync(aside)
+        aside.replace(folder / WEIGHTS_FILE)
+    finally:
+        aside.unlink(missing_ok=True)  # a part of it would take the room of the results that follow
     content = json.dumps(asdict(config), indent=2) + "\n"
     write_atomically(folder / CONFIG_FILE, content.encode())  # last: with it, the model is whole
 

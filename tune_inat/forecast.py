@@ -15,7 +15,8 @@ from typing import Any
 from tune_inat.config import TrialConfig
 from tune_inat.cuts import Choice, KeptCuts, choose_cuts, read_at
 from tune_inat.devices import Devices
-from tune_inat.disk import nearest_folder, size_of, size_text
+from tune_inat.disk import how_to_move, nearest_folder, size_of, size_text
+from tune_inat.errors import ResourceError
 from tune_inat.figures import Cuts, StepModel
 from tune_inat.graph import INPUT
 from tune_inat.images import decode
@@ -166,6 +167,37 @@ class Forecaster:
             deepest = self._work.deepest_like(config)
             self._rates[key] = self._probe.frozen_rate(deepest, n_threads=n_threads)
         return self._rates[key]
+
+    def check_states(self, *, is_representative: bool = False) -> None:
+        """Refuse trials that can never keep what an epoch leaves: each of them would fail, once trained.
+
+        Args:
+            is_representative: see `forecast`. Then others may be proposed, unless none of these fits.
+
+        Raises:
+            ResourceError: says which trial needs how much, and what is free.
+        """
+        job = self._job
+        if job.states is not None:  # in a bucket
+            return
+        choose = min if is_representative else max
+        leader = choose(self._work.leaders, key=self._work.epoch_bytes, default=None)
+        if leader is None:
+            return
+        n_bytes = self._work.epoch_bytes(leader)
+        folder = job.states_root or job.store.root
+        free = shutil.disk_usage(nearest_folder(folder)).free
+        if job.states_root is None:
+            free -= sum(part.n_bytes for part in self._work.pixels)
+            if job.store.budget_bytes is not None:  # what was unused for longest goes
+                free += max(0, size_of(folder) - job.store.budget_bytes)
+        if n_bytes > free:
+            raise ResourceError(
+                f"{folder}: {size_text(n_bytes)} are needed for the weights and optimizer that epochs of a "
+                f"trial leave (model {leader.config.model}, freeze {leader.config.freeze}), and "
+                f"{size_text(max(0, free))} are free beside the images. Make room, freeze more, or "
+                f"{how_to_move(folder)}."
+            )
 
     # ---- how long it takes
 

@@ -81,7 +81,7 @@ class Effort:
     """What a run of the command did itself; the rest was there already.
 
     Attributes:
-        problem: what ended it before its trials; a machine on which none could run.
+        problem: of a machine: none of the trials that were left could run there, or results found no room.
     """
 
     epochs_trained: int = 0

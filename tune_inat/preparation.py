@@ -137,7 +137,7 @@ class Preparation:
             measures: the GPUs of a node; without it, those of this machine are measured.
 
         Raises:
-            ResourceError: devices are asked for that can never be there.
+            ResourceError: devices are asked for that can never be there, or the disk is too small to train.
         """
         settings = self._inputs.settings
         gpus = None if settings.gpus_per_trial == "auto" else settings.gpus_per_trial
@@ -168,6 +168,7 @@ class Preparation:
             cuts=cuts,
             probe=probe,
         )
+        forecaster.check_states(is_representative=self._is_representative)
         n_at_once = forecaster.n_training or len(self._trials)
         if devices.gpus_per_trial == 0:
             asked = replace(asked, cpus_per_trial=devices.cpus_per_trial)

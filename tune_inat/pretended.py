@@ -13,8 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tune_inat.errors import UserError
 from tune_inat.packing import Card, Measured
+from tune_inat.wording import complaint, shown
 
 PRETENDED_VARIABLE = "TUNE_INAT_PRETENDED_GPUS"
+NEEDED = 'It describes GPUs by their type, such as {"": {"n": 2, "gb": 16}}; without it, none are pretended.'
 
 
 class PretendedGpus(BaseModel):
@@ -48,8 +50,12 @@ def pretended_gpus() -> Mapping[str, PretendedGpus]:
         return {}
     try:
         return TypeAdapter(dict[str, PretendedGpus]).validate_python(json.loads(text))
-    except (ValidationError, ValueError) as error:
-        raise UserError(f"{PRETENDED_VARIABLE}: {str(error).splitlines()[0]}") from error
+    except ValidationError as error:
+        found = error.errors()[0]
+        where = "".join(f"{shown(key)}: " for key in found["loc"])
+        raise UserError(f"{PRETENDED_VARIABLE}: {where}{complaint(found)} {NEEDED}") from error
+    except ValueError as error:
+        raise UserError(f"{PRETENDED_VARIABLE}: {shown(text)} is no JSON. {NEEDED}") from error
 
 
 def n_pretended() -> int:

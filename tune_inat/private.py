@@ -1,5 +1,6 @@
 """Folders that are the user's alone: nobody else can read what is kept there, or slip something in."""
 
+import errno
 import os
 import pwd
 import stat
@@ -27,7 +28,7 @@ def make_private(folder: Path, *, way_out: str) -> None:
     if not folder.exists():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not folder.is_dir():
-        raise ResourceError(f"{folder}: the cache folder is a file. {way_out}")
+        raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(folder))
     for place, status, makers in ((folder, folder.lstat(), {0}), (folder.resolve(), folder.stat(), set())):
         if status.st_uid not in makers | {os.geteuid()}:
             raise ResourceError(f"{place}: the cache folder belongs to {_name(status.st_uid)}. {way_out}")

@@ -7,7 +7,7 @@ from tune_inat.tables import duration
 
 STATUS_WORDS = {
     "DONE": "finished",
-    "FAILURES": "finished, with failed trials",
+    "FAILURES": "finished, with failures",
     "INTERRUPTED": "was interrupted",
 }
 

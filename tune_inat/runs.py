@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from tune_inat.disk import writing
 from tune_inat.errors import ResourceError, UserError
 from tune_inat.store import LOCK_FILE, is_half_written, write_atomically
+from tune_inat.wording import shown
 
 IDENTITY_FILE = "search.json"
 CPUS_KEY = "cpus_per_trial"  # in that file, beside the identity
@@ -71,10 +72,7 @@ def find_run_folder(
             raise UserError(
                 f"--name {name}: {place(folder, '')} holds other files, not a search. Choose another name."
             )
-        other = [
-            key for key, value in work_identity(identity).items() if not _agrees(key, known.get(key), value)
-        ]
-        if other:
+        if other := _differences(known, identity):
             raise UserError(
                 f"--name {name}: {place(folder, '')} holds a search with other {', '.join(other)}. Choose "
                 "another name."
@@ -158,6 +156,26 @@ def _read_file(folder: Path) -> dict[str, Any]:
 def _is_free(folder: Path) -> bool:
     """Whether nothing is there but a lock, and what a process left that was killed as it began."""
     return all(entry.name == LOCK_FILE or is_half_written(entry) for entry in folder.iterdir())
+
+
+def _differences(known: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """What another search's work differs in, in words; of its parameters, those that do."""
+    other = [key for key, value in work_identity(identity).items() if not _agrees(key, known.get(key), value)]
+    there, here = known.get("parameters"), identity.get("parameters")
+    if "parameters" not in other or not (isinstance(there, Mapping) and isinstance(here, Mapping)):
+        return other
+    changed = [name for name in dict.fromkeys((*here, *there)) if here.get(name) != there.get(name)]
+    if "seed" in changed and "images" in other:  # another seed splits the same images otherwise
+        other.remove("images")
+    at = other.index("parameters")
+    other[at : at + 1] = [
+        f"{name} ({_value(there, name)} there, {_value(here, name)} here)" for name in changed
+    ]
+    return other
+
+
+def _value(parameters: Mapping[str, Any], name: str) -> str:
+    return shown(parameters[name]) if name in parameters else "not given"
 
 
 def _agrees(key: str, known: Any, value: Any) -> bool:

@@ -173,7 +173,7 @@ def read_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def exit_code(summary: dict[str, Any]) -> int:
-    """0 when every trial came to its end, 1 when one failed, 130 when the search was interrupted."""
+    """0 when all was done, 1 when a trial or the export failed, 130 when the search was interrupted."""
     return {"DONE": EXIT_DONE, "FAILURES": EXIT_FAILED, "INTERRUPTED": EXIT_INTERRUPTED}[summary["status"]]
 
 

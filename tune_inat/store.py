@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from platformdirs import user_cache_path
 
+from tune_inat.disk import CACHE_VARIABLE as CACHE_VARIABLE
+from tune_inat.disk import default_root as default_root
 from tune_inat.disk import make_folder, nearest_folder, size_of, sync, writing
 from tune_inat.errors import ResourceError
 from tune_inat.life import acquire
 from tune_inat.private import make_private
 
-CACHE_VARIABLE = "TUNE_INAT_CACHE"
 ENTRY_FILE = "entry.json"  # written last: an entry without it, or that disagrees with it, is not whole
 STAMPS_FILE = "stamps.json"  # what the file system said of its files when they agreed with it
 FORMAT_VERSION = 2
@@ -40,12 +40,6 @@ LOCK_FILE = ".lock"  # in a search's folder: held by the search that writes to i
 LEFT_OVER = frozenset({".part", ".gone", ".tmp"})  # what a process that was killed leaves
 _HALF_WRITTEN = re.compile(r"\..+\.\d+\.\d+\.tmp")
 LEFT_OVER_SECONDS = 24 * 3600.0  # until then a build may go on from what an earlier one left
-
-
-def default_root() -> Path:
-    """The store's folder: `TUNE_INAT_CACHE`, else the user's cache folder."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named).expanduser().absolute() if named else user_cache_path("tune_inat")
 
 
 def spared_bytes(root: Path) -> int:

@@ -48,9 +48,10 @@ def compose_summary(
     """
     metric, data = inputs.space.metric, inputs.data
     failed = [result.trial_id for result in ranked if result.status == "ERROR"]
+    has_failures = bool(failed) or effort.problem is not None
     is_limited = inputs.settings.max_hours is not None
     return {
-        "status": "INTERRUPTED" if effort.is_interrupted else "FAILURES" if failed else "DONE",
+        "status": "INTERRUPTED" if effort.is_interrupted else "FAILURES" if has_failures else "DONE",
         "name": folder.name,
         "space": inputs.space.source,
         "method": inputs.space.method,

@@ -186,5 +186,15 @@ class Workload:
         """What so many trials that run at a time need of it: of what is not in use, the rest may go again."""
         return sum(heapq.nlargest(n_at_a_time, (self._states_of(leader) for leader in self.leaders)))
 
+    def epoch_bytes(self, leader: Leader) -> int:
+        """The bytes of weights and optimizer for which the disk must have room for a leader to train on.
+
+        An epoch's go when the next one's are written; what it goes on from is there already.
+        """
+        config, trainable = leader.config, self.cuts.of(leader.config).trainable_bytes
+        n_moments = 2 if config.optimizer != "sgd" else int(config.momentum > 0)
+        n_at_once = 2 if leader.n_left == config.epochs > 1 else min(1, leader.n_left)
+        return n_at_once * (1 + n_moments) * trainable
+
     def _states_of(self, leader: Leader) -> int:
         return (leader.n_horizons + 3) * self.cuts.of(leader.config).trainable_bytes

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.benches import config_of, make_bench
 from tests.faults.processes import GRID, new_search
+from tests.test_forecast import forecaster_of
 from tune_inat.disk import is_of_full_disk, make_folder
 from tune_inat.errors import EXIT_DONE, EXIT_FAILED, ResourceError
 from tune_inat.ledger import LEDGER_FILE, Ledger
@@ -95,9 +97,23 @@ def test_journal_on_a_full_disk_stays_whole_and_goes_on(small_disk: Path) -> Non
     assert Ledger(small_disk).records()["a"].rows == [{"epoch": 1}, {"epoch": 2}]
 
 
+def test_disk_too_small_for_an_epoch_is_refused_before_training(
+    images: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(small_disk))
+    bench = make_bench(images, Store(small_disk))
+    heavy, light = config_of(freeze=0.0, epochs=2), config_of(freeze=1.0, epochs=2)
+    forecaster_of(bench, light).check_states()
+    with pytest.raises(ResourceError, match=rf"GB are needed .* are free .*set {CACHE_VARIABLE} to"):
+        forecaster_of(bench, light, heavy).check_states()
+
+
 @pytest.mark.end_to_end
 def test_search_whose_disk_fills_ends_at_once_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
-    with mounted(tmp_path / "small disk", "size=64m") as disk:
+    with (
+        mounted(tmp_path / "small disk", "size=64m") as disk,
+        mounted(tmp_path / "runs", "size=20m") as storage,
+    ):
         search = new_search(tmp_path, GRID, "--wandb", "disabled", cache=disk / "cache")
         running = search.start()
         running.await_that(lambda: any(event["event"] == "epoch" for event in search.events()))
@@ -109,8 +125,20 @@ def test_search_whose_disk_fills_ends_at_once_and_goes_on_when_there_is_room(tmp
         failed = [trial for trial in search.summary["trials"] if trial["status"] == "ERROR"]
         assert 1 <= len(failed) <= 2  # those that ran: what is left was not run into the ground
         ballast.unlink()
-        assert search.run().popen.returncode == EXIT_DONE
+        ballast = fill(storage, leaving=1_000_000)
+        running = search.run()
+        said = " ".join(running.text.split())
+        assert running.popen.returncode == EXIT_FAILED, running.text
         assert [trial["status"] for trial in search.summary["trials"]] == ["TERMINATED"] * 8
+        assert search.summary["best"]["model"] is None
+        best = search.summary["best"]["trial_id"]
+        assert f"Best: trial {best}" in said, running.text  # below the table
+        assert "are needed for the best model and" in said
+        assert f"All trials have ended. The same command goes on: {search.summary['command']}" in said
+        ballast.unlink()
+        assert search.run().popen.returncode == EXIT_DONE
+        assert search.summary["best"]["model"] == "best_model"
+        assert (search.folder / "report.html").exists()
 
 
 def test_cache_on_a_read_only_disk_is_refused(tmp_path: Path) -> None:
