@@ -153,6 +153,7 @@ def test_all_nodes_have_the_bits_of_one_machine(
             assert np.array_equal(open_features(nodes.store(name), cut), expected)
 
 
+@slow
 def test_later_search_runs_what_is_new_and_no_more(
     together: tuple[Spread, Workbench, dict[str, list[str]]], alone: Workbench, nodes: Nodes
 ) -> None:

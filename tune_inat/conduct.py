@@ -228,7 +228,10 @@ class _Conductor:
             with explaining_full_disk(self._folder, self._inputs.store.root, Path(gettempdir())):
                 yield
         except ResourceError as error:
-            self._effort.problem = self._effort.problem or str(error)
+            if self._effort.problem is None:
+                self._effort.problem = str(error)
+            else:
+                self._terminal.warn(str(error))
 
     def _say_what_is_left(self, summary: dict[str, Any]) -> None:
         """Why the search is not whole, if it is not, and the command that goes on with it."""

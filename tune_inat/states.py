@@ -1,5 +1,6 @@
 """What epochs left: the metrics of each one and the tensors to go on from, by family of trials."""
 
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tune_inat.disk import check_room, make_folder, sync, writing
+from tune_inat.disk import check_room, is_of_full_disk, make_folder, sync, writing
 from tune_inat.errors import ResourceError
 from tune_inat.life import sign
 from tune_inat.ownership import LOOK_SECONDS, Ownership
@@ -249,6 +250,8 @@ class FamilyStates:
             try:
                 save_file(whole, aside, metadata={CHECKSUM: _checksum_of(whole), OWNER: owner})
             except SafetensorError as error:  # as it says whatever the file system refuses
+                if is_of_full_disk(error):
+                    raise OSError(errno.ENOSPC, str(error)) from error
                 raise ResourceError(f"{path}: cannot be written ({error}).") from error
             sync(aside)
             self._check()
