@@ -212,6 +212,7 @@ def assert_nodes_have_the_bits_of(alone: Workbench, configs: list[TrialConfig], 
             assert np.array_equal(open_features(nodes.store(name), cut), expected)
 
 
+@slow
 def test_search_goes_on_with_what_another_waits_for_devices_to_compute(
     nodes: Nodes, many: Path, own_cache: Path, tmp_path: Path
 ) -> None:

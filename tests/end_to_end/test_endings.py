@@ -69,6 +69,7 @@ def test_failed_trial_says_why_and_the_others_are_done(run_sweep: RunSweep, host
     assert failed["error"].startswith(reason)
 
 
+@slow
 def test_weights_file_is_found_by_the_workers_and_is_the_same_by_any_path(
     run_sweep: RunSweep, hostile_path: Path
 ) -> None:
@@ -110,6 +111,7 @@ def test_space_that_changes_under_a_name_trains_only_what_is_new(
     assert len(moved.json()["trials"]) == 3
 
 
+@slow
 def test_no_reuse_begins_anew_whatever_the_folder_holds(run_sweep: RunSweep, hostile_path: Path) -> None:
     folder = hostile_path / "runs" / "tiny-photos"
     first = run_sweep(BAYES, "--no-reuse", "--json", "--wandb", "disabled")
