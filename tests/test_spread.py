@@ -205,6 +205,13 @@ class Search(threading.Thread):
         return done
 
 
+def prepared_alone(many: Path, folder: Path, configs: list[TrialConfig]) -> Workbench:
+    """One machine that has computed what these trials read."""
+    alone = make_bench(many, Store(folder / "alone"))
+    alone.prepare(configs)
+    return alone
+
+
 def assert_nodes_have_the_bits_of(alone: Workbench, configs: list[TrialConfig], nodes: Nodes) -> None:
     for cut in features_of(alone, configs):
         expected = open_features(alone.job.store, cut)
@@ -218,8 +225,7 @@ def test_search_goes_on_with_what_another_waits_for_devices_to_compute(
 ) -> None:
     """The first has all devices when the second one comes, for what the first needs next."""
     configs = [config_of(freeze=0.5, image_size=40), config_of(freeze=1.0, image_size=48)]
-    alone = make_bench(many, Store(tmp_path / "alone"))
-    alone.prepare(configs)
+    alone = prepared_alone(many, tmp_path, configs)
     second = Search(bench_on(many, Store(own_cache)), configs[1:], TellingMeter())
 
     def start_second() -> None:
@@ -240,8 +246,7 @@ def test_searches_for_the_same_that_begin_at_once_both_end(
     nodes: Nodes, many: Path, own_cache: Path, tmp_path: Path
 ) -> None:
     configs = [config_of(freeze=0.5, image_size=56)]
-    alone = make_bench(many, Store(tmp_path / "alone"))
-    alone.prepare(configs)
+    alone = prepared_alone(many, tmp_path, configs)
     searches = [Search(bench_on(many, Store(own_cache)), configs, TellingMeter()) for _ in range(2)]
     for search in searches:
         search.start()
@@ -254,8 +259,7 @@ def test_node_whose_devices_others_use_fetches_all_without_waiting_for_them(
     nodes: Nodes, many: Path, own_cache: Path, tmp_path: Path
 ) -> None:
     configs = [config_of(freeze=0.5, image_size=64)]
-    alone = make_bench(many, Store(tmp_path / "alone"))
-    alone.prepare(configs)
+    alone = prepared_alone(many, tmp_path, configs)
     other: Any = ray.remote(num_cpus=1)(threading.Event)
     user = other.remote()
     ray.get(user.is_set.remote())
@@ -320,8 +324,7 @@ def test_node_that_is_lost_leaves_its_shards_to_others(
     nodes: Nodes, many: Path, own_cache: Path, tmp_path: Path
 ) -> None:
     configs = [config_of(freeze=0.8, seed=1)]  # other random weights: nobody has these
-    alone = make_bench(many, Store(tmp_path / "alone"))
-    alone.prepare(configs)
+    alone = prepared_alone(many, tmp_path, configs)
     doomed = nodes.add("doomed")
     meter = LosingMeter(lambda: nodes.cluster.remove_node(doomed, allow_graceful=False))
     done = spread(bench_on(many, Store(own_cache)), configs, meter)
@@ -350,7 +353,8 @@ def test_machines_that_come_on_demand_are_waited_for(nodes: Nodes, many: Path, o
     bench.job = replace(bench.job, n_threads=2)  # no node has as many yet
     devices = replace(DEVICES, cpus_per_trial=2)
     meter = AddingMeter(lambda: nodes.add("demanded", n_cpus=2))
-    await_demanded(bench.job, devices, meter, lambda: False)
+    assert await_demanded(bench.job, devices, meter, lambda: False)
+    assert not await_demanded(bench.job, devices, meter, lambda: False)  # it is up by now
     done = spread(bench, [config], SilentMeter())
     assert done.notices == []
     (cut,) = features_of(bench, [config])

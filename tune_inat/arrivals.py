@@ -60,12 +60,15 @@ def await_members(
     return None
 
 
-def await_demanded(job: Job, devices: Devices, meter: Meter, is_over: Callable[[], bool]) -> None:
+def await_demanded(job: Job, devices: Devices, meter: Meter, is_over: Callable[[], bool]) -> bool:
     """Wait for the first machine that takes trials; where there is none, the trials' devices are asked for.
 
     Args:
         devices: those of the trials.
         is_over: whether the search has no more time.
+
+    Returns:
+        Whether there was none.
 
     Raises:
         NoMachineError: the search has no more time.
@@ -75,7 +78,7 @@ def await_demanded(job: Job, devices: Devices, meter: Meter, is_over: Callable[[
         return bool(trial_nodes(_alive(), cpus=job.n_threads, device=job.device))
 
     if is_up():
-        return
+        return False
     task = ray.remote(_be_there).options(
         num_cpus=devices.cpus_per_trial, num_gpus=devices.gpus_per_trial, scheduling_strategy="SPREAD"
     )
@@ -87,6 +90,7 @@ def await_demanded(job: Job, devices: Devices, meter: Meter, is_over: Callable[[
             time.sleep(LOOK_SECONDS)
     for ref in asked:
         ray.cancel(ref)  # what is on its way comes all the same
+    return True
 
 
 def _be_there() -> None:

@@ -276,53 +276,43 @@ def to_text(audit: Audit) -> str:
         lines.append(f"{name}: {size['min']:g} to {size['max']:g} px, median {size['median']:g}")
     unreadable = [f"{shown(path)}: {reason}" for path, reason in audit.unreadable_files()]
     misnamed = [f"{shown(path)}: holds {actual}" for path, actual in audit.misnamed()]
-    lines += _section("cannot be read", unreadable)
-    lines += _section(
-        "are named after another format (read all the same)",
-        misnamed,
-        of_one="is named after another format (read all the same)",
-    )
-    lines += _section(
-        f"are less than {TINY} px wide or high",
-        [_with_size(file) for file in audit.tiny()],
-        of_one=f"is less than {TINY} px wide or high",
-    )
-    shapes = [_with_size(file) for file in audit.extreme_shapes()]
-    lines += _section(
-        f"are more than {EXTREME} times as long as wide",
-        shapes,
-        of_one=f"is more than {EXTREME} times as long as wide",
-    )
-    lines += _section(
-        "sets of files have the same content",
-        _equations(audit.duplicates()),
-        of_one="set of files has the same content",
-    )
-    lines += _section(
-        "sets of files show nearly the same",
-        _equations(audit.near_copies()),
-        of_one="set of files shows nearly the same",
-    )
-    lines += _section(
-        "times the same image stands in two parts",
-        _equations(audit.copies_between_parts()),
-        of_one="time the same image stands in two parts",
-    )
-    lines += _section(
-        "near copies stand in two parts",
-        _equations(audit.near_copies_between_parts()),
-        of_one="near copy stands in two parts",
-    )
-    lines += _section(
-        "images stand under two classes",
-        _equations(audit.two_labels()),
-        of_one="image stands under two classes",
-    )
-    lines += _section(
-        "near copies stand under two classes",
-        _equations(audit.near_copies_of_two_labels()),
-        of_one="near copy stands under two classes",
-    )
+    tiny, shapes = ([_with_size(file) for file in files] for files in (audit.tiny(), audit.extreme_shapes()))
+    wide = f"more than {EXTREME} times as long as wide"
+    named = "named after another format (read all the same)"
+    sections = [  # items, and what their number stands before: many, one
+        (unreadable, "cannot be read", "cannot be read"),
+        (misnamed, f"are {named}", f"is {named}"),
+        (tiny, f"are less than {TINY} px wide or high", f"is less than {TINY} px wide or high"),
+        (shapes, f"are {wide}", f"is {wide}"),
+        (
+            _equations(audit.duplicates()),
+            "sets of files have the same content",
+            "set of files has the same content",
+        ),
+        (
+            _equations(audit.near_copies()),
+            "sets of files show nearly the same",
+            "set of files shows nearly the same",
+        ),
+        (
+            _equations(audit.copies_between_parts()),
+            "times the same image stands in two parts",
+            "time the same image stands in two parts",
+        ),
+        (
+            _equations(audit.near_copies_between_parts()),
+            "near copies stand in two parts",
+            "near copy stands in two parts",
+        ),
+        (_equations(audit.two_labels()), "images stand under two classes", "image stands under two classes"),
+        (
+            _equations(audit.near_copies_of_two_labels()),
+            "near copies stand under two classes",
+            "near copy stands under two classes",
+        ),
+    ]
+    for items, many, one in sections:
+        lines += _section(one if len(items) == 1 else many, items)
     warnings = [f"warning: {text}" for text in audit.warnings()]
     return "\n".join([*lines, "", *warnings, *(f"note: {notice}" for notice in folder.notices)])
 
@@ -338,13 +328,11 @@ def _table(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     return [header] + [f"{name.ljust(width)}{''.join(f'{row[p]:9,}' for p in parts)}" for name, row in rows]
 
 
-def _section(title: str, items: Sequence[str], *, of_one: str | None = None) -> list[str]:
-    """Items below their number and a title, which may be another one where there is one item."""
+def _section(title: str, items: Sequence[str]) -> list[str]:
     if not items:
         return []
     more = [f"  ... and {len(items) - N_SPELT_OUT:,} more"] if len(items) > N_SPELT_OUT else []
-    heading = of_one if of_one is not None and len(items) == 1 else title
-    return ["", f"{len(items):,} {heading}:", *(f"  {item}" for item in items[:N_SPELT_OUT]), *more]
+    return ["", f"{len(items):,} {title}:", *(f"  {item}" for item in items[:N_SPELT_OUT]), *more]
 
 
 def _equations(sets: Iterable[Sequence[LabelledFile]]) -> list[str]:

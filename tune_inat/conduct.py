@@ -390,8 +390,8 @@ class _Conductor:
             from tune_inat.nodes import check_storage
             from tune_inat.spread import spread
 
-            await_demanded(self._open_bench().job, devices, self._terminal, self._is_over)
-            check_storage(self._storage)  # of machines that have come since
+            if await_demanded(self._open_bench().job, devices, self._terminal, self._is_over):
+                check_storage(self._storage)  # the machines that were asked before take no trials
             shared = spread(self._open_bench(), preparation.configs, self._terminal)
             self._effort.add(shared.work)
             for notice in shared.notices:
