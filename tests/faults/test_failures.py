@@ -33,8 +33,21 @@ parameters:
   image_size: {{value: 32}}
   batch_size: {{value: 4}}
 """
-# A process of a merely busy machine may give no sign of life for 8 s.
-HANG_SOON = "import tune_inat.hangs; tune_inat.hangs.FLOOR_SECONDS = 20.0"
+# The search loses its patience while a file stands in its folder, so only with a trial that has been stopped:
+# on a busy machine, one that works may be silent for longer.
+IMPATIENCE = Path("impatience")
+LOSES_PATIENCE = f"""
+import pathlib, threading, time
+import tune_inat.hangs as hangs
+
+def watch():
+    file, patience = pathlib.Path("{IMPATIENCE}"), hangs.FLOOR_SECONDS
+    while True:
+        hangs.FLOOR_SECONDS = 6.0 if file.exists() else patience
+        time.sleep(0.02)
+
+threading.Thread(target=watch, daemon=True).start()
+"""
 CLOCK = ("images_per_second", "train_seconds", "epoch_seconds")
 
 
@@ -59,7 +72,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
     torch.save(resnet18().state_dict(), weights)
     (cwd / "sweep.yaml").write_text(SWEEP)
     arguments = ("--space", "sweep.yaml", "--data", "photos", "--max-concurrent", "1", "--precision", "fp32")
-    where: dict[str, Any] = {"cwd": cwd, "cache": cache, "name": "disturbed", "before": HANG_SOON}
+    where: dict[str, Any] = {"cwd": cwd, "cache": cache, "name": "disturbed", "before": LOSES_PATIENCE}
     with running_search(*arguments, "--cpus-per-trial", "1", "--json", **where) as search:
         search.signal(search.in_epoch(2, lr=KILLED)[1], signal.SIGKILL)
         _, trial = search.in_epoch(1, lr=LOST)
@@ -68,6 +81,9 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
         search.wait_for(lambda trial: trial.config["lr"] == LOST and trial.status == "ERROR")
         aside.rename(weights)
         search.signal(search.in_epoch(2, lr=HANGING)[1], signal.SIGSTOP)
+        (cwd / IMPATIENCE).touch()
+        search.wait_for(lambda trial: trial.config["lr"] == HANGING and trial.n_starts == 2)
+        (cwd / IMPATIENCE).unlink()
         first = search.ran()
         rows = {trial.config["lr"]: trial.rows for trial in search.trials().values()}
     trials = {trial["config"]["lr"]: trial for trial in parse_strictly(first.out)["trials"]}
