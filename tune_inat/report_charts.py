@@ -11,6 +11,7 @@ from tune_inat.metrics import CalibrationBins
 from tune_inat.objective import Metric
 from tune_inat.report_facts import ReportedTrial
 from tune_inat.report_page import Figure, chart_text
+from tune_inat.report_times import WorkingTime
 
 N_HIGHLIGHTED = 5  # curves that stand out
 MAX_CURVES = 300
@@ -83,18 +84,18 @@ def rungs(trials: Sequence[ReportedTrial]) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def timeline(trials: Sequence[ReportedTrial], start: float, end: float) -> Figure:
-    """When each trial ran in which process, in seconds since `start`; one without an end lasts to `end`."""
+def timeline(trials: Sequence[ReportedTrial], time: WorkingTime) -> Figure:
+    """When each trial ran in which process, in seconds of work; a line stands where the search paused."""
     data = []
     for status, colour in STATUS_COLOURS.items():
         chosen = [trial for trial in trials if trial.status == status and trial.started is not None][
             :MAX_BARS
         ]
         if chosen:
-            spans = [((t.started or start) - start, (t.ended or end) - (t.started or start)) for t in chosen]
+            spans = [tuple(map(time.at, time.span(trial))) for trial in chosen]
             data.append(
                 {"type": "bar", "orientation": "h", "name": status, "base": [begin for begin, _ in spans]}
-                | {"x": [max(0.0, length) for _, length in spans]}
+                | {"x": [end - begin for begin, end in spans]}
                 | {"y": [chart_text(trial.worker or "unknown") for trial in chosen]}
                 | {"customdata": [chart_text(trial.trial_id) for trial in chosen]}
                 | {"hovertemplate": "%{customdata}: %{base:.1f} s, for %{x:.1f} s<extra>%{y}</extra>"}
@@ -102,6 +103,11 @@ def timeline(trials: Sequence[ReportedTrial], start: float, end: float) -> Figur
             )
     layout = _axes("seconds since the first trial began", "") | {"barmode": "overlay", "showlegend": True}
     layout["yaxis"]["type"] = "category"
+    if time.pauses:
+        layout["xaxis"]["title"]["text"] += ", without pauses (dotted)"
+        dotted = {"type": "line", "yref": "paper", "y0": 0, "y1": 1}
+        dotted["line"] = {"dash": "dot", "width": 1, "color": "var(--muted)"}
+        layout["shapes"] = [dotted | dict.fromkeys(("x0", "x1"), time.at(it.end)) for it in time.pauses]
     return {"data": data, "layout": layout}
 
 

@@ -225,7 +225,7 @@ def _of_record(record: TrialRecord, best: Row | None, is_running: bool) -> Repor
         epochs_trained=record.epochs_trained,
         seconds=record.seconds,
         started=record.started,
-        ended=record.ended,
+        ended=record.reported if record.ended is None and not is_running else record.ended,
         worker=record.worker,
         correct=_unpacked(packed),
     )

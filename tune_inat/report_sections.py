@@ -1,7 +1,7 @@
 """The parts of a report on the search itself, from its leaderboard to how to do it again."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +22,8 @@ from tune_inat.report_page import (
     value_text,
 )
 from tune_inat.report_study import MAX_CONTOUR_TRIALS, StudyCharts, study_charts
-from tune_inat.tables import amount, duration
+from tune_inat.report_times import WorkingTime
+from tune_inat.tables import amount, count, duration
 
 METRICS = ("val_accuracy", "val_loss", "val_macro_f1", "val_ece")
 N_IN_TABLE = 200  # rows of a small table
@@ -119,39 +120,38 @@ def timeline_section(search: SearchToReport) -> Section:
     if not timed:
         body = paragraph("The journal of this search has no times, so there is no timeline.")
         return Section("timeline", title, join([work, body]))
-    start = min(trial.started or 0.0 for trial in timed)
-    end = max(max(trial.ended or 0.0, trial.started or 0.0) for trial in timed)
+    time = WorkingTime(timed)
     workers = Counter(trial.worker or "unknown" for trial in timed)
     figure = chart(
         "timeline",
-        charts.timeline(timed, start, end),
+        charts.timeline(timed, time),
         title="Trials over the processes that ran them",
         text=(
-            f"{len(timed):,} trials in {len(workers):,} process{'es' if len(workers) != 1 else ''} within "
-            f"{duration(end - start)}. A trial whose epochs were there already takes next to no time."
+            f"{count(len(timed), 'trial')} in {count(len(workers), 'process', 'processes')} within "
+            f"{duration(time.seconds)}{_without_pauses(time)}. A trial whose epochs were there already takes "
+            "next to no time."
         ),
         height=min(900, 170 + 36 * len(workers)),
     )
-    rows = [
-        [
-            worker,
-            f"{n:,}",
-            duration(
-                sum(
-                    max(0.0, (t.ended or end) - (t.started or end))
-                    for t in timed
-                    if (t.worker or "unknown") == worker
-                )
-            ),
-        ]
-        for worker, n in workers.most_common(N_IN_TABLE)
-    ]
+    busy: defaultdict[str, float] = defaultdict(float)
+    for trial in timed:
+        start, end = time.span(trial)
+        busy[trial.worker or "unknown"] += end - start
+    rows = [[worker, f"{n:,}", duration(busy[worker])] for worker, n in workers.most_common(N_IN_TABLE)]
     board = table(
         "Processes, by machine, device and process id",
         [Column("process"), Column("trials", True), Column("busy", True)],
         rows,
     )
     return Section("timeline", title, join([work, figure, board]))
+
+
+def _without_pauses(time: WorkingTime) -> str:
+    if not time.pauses:
+        return ""
+    many = len(time.pauses) > 1
+    pauses = f"{len(time.pauses)} pauses, together" if many else "a pause of"
+    return f" of work, with {pauses} {duration(time.paused_seconds)}"
 
 
 def recipe_section(search: SearchToReport) -> Section:
