@@ -26,7 +26,7 @@ trial precision rehearsal gauge shares
 inputs summary outcome
 handout keeper neighbours spread autoscaling arrivals cluster nodes gauges losses
 failures searchers queue families housekeeping watcher tuning preparation
-report_predictions report_facts report_page report_study report_charts report_lead report_sections
+report_predictions report_facts report_times report_page report_study report_charts report_lead report_sections
 report_model report
 comparison results examination conclusion remaining conduct search
 __main__
