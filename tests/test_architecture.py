@@ -26,9 +26,9 @@ trial precision rehearsal gauge shares
 inputs summary outcome
 handout keeper neighbours spread autoscaling arrivals cluster nodes gauges losses
 failures searchers queue families housekeeping watcher tuning preparation
-report_predictions report_facts report_times report_page report_study report_charts report_lead report_sections
-report_model report
-comparison results examination conclusion remaining conduct search
+report_predictions report_facts report_times report_page report_study report_charts report_lead
+report_sections report_model report
+comparison results examination remaining course conclusion execution conduct search
 __main__
 """
 ORDER = FLOORS.split()

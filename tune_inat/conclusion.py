@@ -1,13 +1,12 @@
 """What a search ends with: its best model, tested and exported, W&B's charts of it, and the report."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tune_inat.errors import UserError
+from tune_inat.course import Course
+from tune_inat.errors import ResourceError, UserError
 from tune_inat.export import MODEL_FILES
-from tune_inat.inputs import Inputs
 from tune_inat.leaderboard import (
     BEST_MODEL_FOLDER,
     PREDICTIONS_FILE,
@@ -18,7 +17,6 @@ from tune_inat.leaderboard import (
     recorded_test,
 )
 from tune_inat.ledger import TrialRecord
-from tune_inat.progress import Terminal
 from tune_inat.report import REPORT_FILE, write_report
 from tune_inat.runs import short_name
 
@@ -42,26 +40,17 @@ class Conclusion:
     """Makes of a search's best trial what the user takes away. What an earlier run of the command left stays.
 
     Args:
-        open_bench: gives the workbench of this process; heavy, so asked for only when it is needed.
         has_run: whether trials ran now.
 
     Attributes:
         has_news: whether there is more to show than an earlier run of the command had.
     """
 
-    def __init__(
-        self,
-        inputs: Inputs,
-        folder: Path,
-        terminal: Terminal,
-        open_bench: "Callable[[], Workbench]",
-        *,
-        has_run: bool,
-    ) -> None:
-        self._inputs = inputs
-        self._folder = folder
-        self._terminal = terminal
-        self._open_bench = open_bench
+    def __init__(self, course: Course, *, has_run: bool) -> None:
+        self._course = course
+        self._inputs = course.inputs
+        self._folder = course.folder
+        self._terminal = course.terminal
         self._has_run = has_run
         self.has_news = has_run
         self._probabilities: npt.NDArray[np.float64] | None = None  # of validation images
@@ -120,20 +109,26 @@ class Conclusion:
             self._terminal.warn(problem)
 
     def report(self) -> Path | None:
-        """The report's file; written now, unless an earlier run of the command left it and nothing is new."""
+        """The report's file; written now, unless an earlier run of the command left it and nothing is new.
+
+        Raises:
+            ResourceError: there is no room for it.
+        """
         path = self._folder / REPORT_FILE
         if not self.has_news and path.exists():
             return path
         try:
             with self._terminal.task("Writing the report", None, ""):
                 return write_report(self._folder)
+        except ResourceError:
+            raise
         except UserError as error:
             self._terminal.warn(str(error))
             return None
 
     def _bench_for(self, best: TrialResult) -> "Workbench":
         """The workbench as the trial had it: by its threads it finds its epochs, or comes to them again."""
-        bench = self._open_bench()
+        bench = self._course.bench
         bench.job = replace(bench.job, n_threads=int(best.did.get("threads", bench.job.n_threads)))
         if not self._has_run:  # a test alone is no reason to keep activations
             bench.job = replace(bench.job, has_room=False)

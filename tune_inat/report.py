@@ -1,14 +1,14 @@
 """`report.html` of a search, a page that holds all it needs: `python -m tune_inat.report runs/NAME`."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tune_inat.disk import writing
 from tune_inat.elsewhere import folder_at, send_to
-from tune_inat.errors import UserError, printable, run_command
+from tune_inat.errors import printable, run_command
 from tune_inat.remote import is_uri
 from tune_inat.report_facts import read_search_to_report
 from tune_inat.store import write_atomically
@@ -22,7 +22,8 @@ def write_report(folder: Path) -> Path:
     The same folder gives the same page. It holds all it needs: no network, no other file.
 
     Raises:
-        UserError: there is no such folder, it holds no search, or the page cannot be written there.
+        UserError: there is no such folder, or it holds no search.
+        ResourceError: the page cannot be written there.
     """
     search = read_search_to_report(folder)
     from tune_inat.report_lead import lead
@@ -52,10 +53,8 @@ def write_report(folder: Path) -> Path:
     ]
     content = page(f"{search.name}: report of a search", lead(search), sections)
     path = folder / REPORT_FILE
-    try:
+    with writing(path):
         write_atomically(path, content.encode("utf-8", "backslashreplace"))
-    except OSError as error:
-        raise UserError(f"{path}: it cannot be written ({os.strerror(error.errno or 0)}).") from error
     return path
 
 

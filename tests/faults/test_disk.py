@@ -149,6 +149,13 @@ def test_search_whose_disk_fills_ends_at_once_and_goes_on_when_there_is_room(tmp
         ballast.unlink()
         assert search.run().popen.returncode == EXIT_DONE
         assert search.summary["best"]["model"] == "best_model"
+        (search.folder / "report.html").unlink()
+        ballast = fill(storage, leaving=500_000)
+        running = search.run()
+        assert running.popen.returncode == EXIT_FAILED, running.text
+        assert "report.html: cannot be written (No space left on device)" in " ".join(running.text.split())
+        ballast.unlink()
+        assert search.run().popen.returncode == EXIT_DONE
         assert (search.folder / "report.html").exists()
 
 
