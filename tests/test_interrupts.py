@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from tune_inat.interrupts import EXIT_CODE, interruptible, worker_threads
+from tune_inat.interrupts import EXIT_CODE, call_apart, interruptible, worker_threads
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -164,3 +164,25 @@ def test_work_that_has_not_begun_is_dropped_when_its_block_is_interrupted() -> N
     with pytest.raises(KeyboardInterrupt), worker_threads(1, "test") as pool:
         interrupt(pool.map(work, range(1000)))
     assert len(done) < 10
+
+
+def test_ctrl_c_leaves_behind_what_waits_for_a_network() -> None:
+    may_end, waiting = threading.Event(), []
+
+    def wait() -> None:
+        waiting.append(threading.current_thread())
+        signal.raise_signal(signal.SIGINT)  # comes to the main thread
+        may_end.wait()
+
+    with interruptible(), pytest.raises(KeyboardInterrupt):
+        call_apart(wait)
+    assert waiting[0] is not threading.main_thread()
+    assert waiting[0].is_alive()
+    may_end.set()
+
+
+def test_what_is_called_apart_returns_and_raises_as_if_it_were_not() -> None:
+    with interruptible():
+        assert call_apart(lambda: 7) == 7
+        with pytest.raises(ZeroDivisionError):
+            call_apart(lambda: 1 // 0)

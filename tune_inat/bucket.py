@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from tune_inat.disk import writing
 from tune_inat.errors import DataError, ResourceError
-from tune_inat.interrupts import is_ending
+from tune_inat.interrupts import call_apart, is_ending
 from tune_inat.remote import CHUNK_BYTES, connect, explain, hide_secrets, is_below
 from tune_inat.store import default_root
 
@@ -210,7 +210,7 @@ class RemoteFolder:
         pause = FIRST_PAUSE_SECONDS
         while True:
             try:
-                return act()
+                return call_apart(act)
             except FileNotFoundError:
                 raise
             except (OSError, ValueError, ArrowException) as error:

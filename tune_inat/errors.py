@@ -83,8 +83,8 @@ def run_command(command: Callable[[], None]) -> NoReturn:
 
 def _say_interrupted(is_requested: bool) -> None:
     """Say so; a signal more, while what runs in the background ends, leaves at once."""
-    leave_soon(is_requested=is_requested)
     sys.stderr.write("Interrupted.\n")
+    leave_soon(is_requested=is_requested)
 
 
 def _is_of_interrupt(error: BaseException) -> bool:

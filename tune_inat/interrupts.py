@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import TypeVar
 
 EXIT_CODE = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LEAVE_SECONDS = 1.5  # for all that ends in the background, when everything is written
 ANSWER_SECONDS = 1.0  # the most that an end waits for the answer to be out
 LOOK_SECONDS = 0.1
+
+
+_Result = TypeVar("_Result")
 
 
 class Interruption:
@@ -91,6 +95,7 @@ class Interruption:
 
 _listening: Interruption | None = None  # of this process
 _heard: list[signal.Signals] = []
+_has_left_thread = False  # that waits for a network, and with which the end of the process would wait
 
 
 @contextmanager
@@ -150,24 +155,44 @@ def run_apart(work: Callable[[], None], *, is_stuck: Callable[[], bool]) -> bool
         except BaseException as error:  # noqa: BLE001  # whatever it is, it is raised where it is waited for
             done.set_exception(error)
 
+    global _has_left_thread
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    while not done.done():
-        if is_ending() and is_stuck():
-            return False
-        thread.join(LOOK_SECONDS)
+    try:
+        while not done.done():
+            if is_ending() and is_stuck():
+                return False
+            thread.join(LOOK_SECONDS)
+    finally:
+        _has_left_thread |= not done.done()
     done.result()
     return True
 
 
+def call_apart(work: Callable[[], _Result]) -> _Result:
+    """What it returns or raises, from another thread: Ctrl-C comes through, and leaves that thread behind."""
+    if _listening is None or threading.current_thread() is not threading.main_thread():
+        return work()
+    results: list[_Result] = []
+    run_apart(lambda: results.append(work()), is_stuck=lambda: False)
+    return results[0]
+
+
 @contextmanager
-def worker_threads(n: int, name: str) -> Iterator[Executor]:
-    """Threads for the work of a block. If that ends by an exception, what has not begun never does."""
+def worker_threads(n: int, name: str, *, may_be_left: bool = False) -> Iterator[Executor]:
+    """Threads for the work of a block. If that ends by an exception, what has not begun never does.
+
+    Args:
+        may_be_left: after Ctrl-C, what is in progress is not waited for, as what waits for a network.
+    """
+    global _has_left_thread
     pool = ThreadPoolExecutor(n, thread_name_prefix=name)
     try:
         yield pool
-    except BaseException:
-        pool.shutdown(wait=True, cancel_futures=True)
+    except BaseException as error:
+        is_left = may_be_left and isinstance(error, KeyboardInterrupt)
+        _has_left_thread |= is_left
+        pool.shutdown(wait=not is_left, cancel_futures=True)
         raise
     pool.shutdown()
 
@@ -176,8 +201,11 @@ def leave_soon(*, is_requested: bool) -> None:
     """All is written: one more signal ends the process at once.
 
     Args:
-        is_requested: whether a signal came. Then the process ends in any case, soon.
+        is_requested: whether a signal came. Then the process ends in any case, soon; here and now if a
+            thread was left behind that waits for a network: libraries wait for theirs where no Python runs.
     """
+    if is_requested and _has_left_thread:
+        _leave()
     for number in SIGNALS:
         signal.signal(number, lambda *_: end_at_once())
     if is_requested:

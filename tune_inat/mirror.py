@@ -96,7 +96,7 @@ class Mirror:
             n_bytes = sum(file.n_bytes for file in lacking)
             with (
                 meter.task(f"Fetching {self._remote.name}", n_bytes, "bytes") as advance,
-                worker_threads(N_THREADS, "fetch") as pool,
+                worker_threads(N_THREADS, "fetch", may_be_left=True) as pool,
             ):
                 for file in pool.map(self._fetch_one, lacking):
                     advance(file.n_bytes)

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from tune_inat.disk import check_room, make_folder, writing
 from tune_inat.errors import DataError
-from tune_inat.interrupts import worker_threads
+from tune_inat.interrupts import call_apart, worker_threads
 from tune_inat.meter import Meter
 
 SCHEMES = ("s3", "gs", "gcs", "file")
@@ -122,7 +122,7 @@ def connect(uri: str, name: str) -> tuple[Any, str]:
     if scheme in ("gs", "gcs") and "retry_limit_seconds" not in uri:
         uri += ("&" if "?" in uri else "?") + GCS_PATIENCE
     try:
-        file_system, base = FileSystem.from_uri(uri)
+        file_system, base = call_apart(lambda: FileSystem.from_uri(uri))  # may ask for the region
     except (OSError, ValueError, ArrowException) as error:
         raise DataError(explain(name, "cannot be opened", error, uri)) from error
     if not base.strip("/"):
@@ -135,7 +135,7 @@ def _list_files(file_system: Any, base: str, uri: str, name: str) -> list[_Remot
     from pyarrow.fs import FileSelector, FileType
 
     try:
-        infos = file_system.get_file_info(FileSelector(base, recursive=True))
+        infos = call_apart(lambda: file_system.get_file_info(FileSelector(base, recursive=True)))
     except (OSError, ValueError, ArrowException) as error:
         raise DataError(explain(name, "cannot be listed", error, uri)) from error
     return [
@@ -201,7 +201,7 @@ def _copy_files(
     problems = []
     with (
         meter.task(f"Copying {name}", sum(file.n_bytes for file in files), "bytes") as advance,
-        worker_threads(N_THREADS, "copy") as pool,
+        worker_threads(N_THREADS, "copy", may_be_left=True) as pool,
     ):
         for file, problem in zip(files, pool.map(copy_one, files), strict=True):
             if problem is not None:
