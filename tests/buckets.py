@@ -21,6 +21,7 @@ class Bucket:
     name: str
     endpoint: str
     may_answer: threading.Event = field(default_factory=threading.Event)
+    keeps_waiting: threading.Event = field(default_factory=threading.Event)  # somebody, while it is silent
     environment: dict[str, str] = field(default_factory=dict)
 
     def uri(self, below: str = "") -> str:
@@ -77,6 +78,7 @@ class Bucket:
     def silent(self) -> Iterator[None]:
         """Have the server take requests for a while, and answer them only after it."""
         self.may_answer.clear()
+        self.keeps_waiting.clear()
         try:
             yield
         finally:
@@ -99,6 +101,8 @@ def open_bucket(name: str = "a-bucket") -> Iterator[Bucket]:
         answer = server._server.app  # type: ignore[union-attr]
 
         def answer_when_allowed(*request: Any) -> Any:
+            if not bucket.may_answer.is_set():
+                bucket.keeps_waiting.set()
             bucket.may_answer.wait()
             return answer(*request)
 

@@ -2,20 +2,23 @@
 
 import json
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.buckets import Bucket
+from tests.buckets import Bucket, open_bucket
 from tests.end_to_end.command import Ran, run
-from tests.faults.processes import TWO_FAMILIES, Search, new_search, reported_twice, table_of
+from tests.faults.processes import GRID, TWO_FAMILIES, Search, new_search, reported_twice, table_of
 from tests.slow import slow
+from tune_inat.errors import EXIT_INTERRUPTED
 
 pytest_plugins = ["tests.bucket_fixtures"]
 pytestmark = pytest.mark.end_to_end
 
+PROMPT_SECONDS = 30.0  # it takes a moment; pyarrow would wait for 90 s
 N_EPOCHS = 16  # of the two families
 LEFT = {
     *("summary.json", "trials.csv", "report.html", "predictions.csv", "trials.jsonl", "search.json"),
@@ -168,3 +171,15 @@ def test_bucket_that_is_missing_is_refused_before_anything(bucket_server: Bucket
     assert "--storage s3://nobody-has-this/runs" in refused.out
     assert "Is the bucket's name right?" in refused.out
     assert not list(search.cache.glob("pixels/*"))
+
+
+@pytest.mark.parametrize("option", ["--data", "--storage"])
+def test_ctrl_c_ends_a_search_while_its_bucket_is_silent(option: str, hostile_path: Path) -> None:
+    with open_bucket("silent") as bucket, bucket.silent():
+        search = new_search(hostile_path, GRID, option, bucket.uri("x"))
+        search.environment = bucket.environment
+        running = search.start()
+        running.await_that(bucket.keeps_waiting.is_set)
+        running.popen.send_signal(signal.SIGINT)
+        assert running.wait(PROMPT_SECONDS) == EXIT_INTERRUPTED, running.text
+        assert running.text.endswith("Interrupted.\n")
