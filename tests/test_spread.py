@@ -34,7 +34,7 @@ from tune_inat.spread import Spread, spread
 from tune_inat.store import CACHE_VARIABLE, Store
 from tune_inat.workbench import Work, Workbench, open_worker_bench
 
-LONG_SECONDS = 90.0
+LONG_SECONDS = 300.0
 N_OF_EACH = 90  # images of three classes: five shards for two nodes
 
 
@@ -174,10 +174,13 @@ class TellingMeter:
     def __init__(self, happen: Callable[[], object] = lambda: None) -> None:
         self._happen: Callable[[], object] | None = happen
         self.has_begun = threading.Event()
+        self.has_to_wait = threading.Event()
 
     @contextmanager
     def task(self, title: str, total: int | None, unit: str) -> Iterator[Advance]:
         self.has_begun.set()
+        if title.startswith("Waiting for devices"):
+            self.has_to_wait.set()
         yield self._advance
 
     def _advance(self, amount: int) -> None:
@@ -252,6 +255,25 @@ def test_searches_for_the_same_that_begin_at_once_both_end(
         search.start()
     assert [search.done().notices for search in searches] == [[], []]
     assert_nodes_have_the_bits_of(alone, configs, nodes)
+
+
+def test_search_that_waits_for_devices_says_so(
+    nodes: Nodes, many: Path, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tune_inat.spread.START_SECONDS", 0.5)
+    configs = [config_of(freeze=0.5, image_size=72)]
+    other: Any = ray.remote(num_cpus=1)(threading.Event)
+    users = [other.remote() for _ in nodes.NAMES]
+    ray.get([user.is_set.remote() for user in users])
+    search = Search(bench_on(many, Store(own_cache)), configs, TellingMeter())
+    search.start()
+    try:
+        assert search.meter.has_to_wait.wait(LONG_SECONDS)
+    finally:
+        for user in users:
+            ray.kill(user)
+    assert search.done().notices == []
+    assert_nodes_have_the_bits_of(prepared_alone(many, tmp_path, configs), configs, nodes)
 
 
 @slow

@@ -1,8 +1,9 @@
 """The pass through frozen layers on all nodes of a cluster: each image once, then on each node's disk."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -28,6 +29,7 @@ from tune_inat.workbench import Work, Workbench, open_driver_bench
 
 LOST_CACHE = "its cache was lost"
 LOOK_SECONDS = 0.5  # between two looks, for Ctrl-C to come through
+START_SECONDS = 15.0  # in which a process gets a device that is free
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,8 @@ class _Fleet:
         self._opening: dict[Any, Callable[[], None]] = {}  # answers that are awaited, whatever the pass
         self._awaited: dict[Any, Callable[[], None]] = {}  # those of the pass
         self._unbegun: set[str] = set()  # places whose arrays of the pass are not open
+        self._asked_since: float | None = None  # for the first device
+        self._has_device = False
         self._handout = Handout((), self._rates)
         self._advance: Callable[[int], None] = lambda shard: None
 
@@ -220,6 +224,8 @@ class _Fleet:
                 arguments = (self._job_for_all, self._spread.neighbours, node.cpus)
                 computer = self._start(Computer, node, options, *arguments)
                 place.computers.append(computer)
+                self._asked_since = self._asked_since or time.monotonic()
+                self._opening[computer.__ray_ready__.remote()] = self._note_device
                 ref = computer.open.remote()
                 self._opening[ref] = partial(self._opened, ref, name, computer)
 
@@ -236,13 +242,17 @@ class _Fleet:
         self._unbegun = set(self._places)
         self._begin(arrays, shards)
         title = f"Frozen layers up to {work.cuts[-1].cut} on {len(self._places)} nodes"
-        with self._meter.task(title, work.n_rows * len(work.cuts), "images") as advance:
+        with (
+            self._meter.task(title, work.n_rows * len(work.cuts), "images") as advance,
+            ExitStack() as waiting,
+        ):
             self._advance = lambda shard: advance(len(shards[shard]) * len(work.cuts))
             while self._awaited or (self._opening and (self._unbegun or not self._handout.is_done)):
                 waited = [*self._awaited, *self._opening]
                 ready, _ = ray.wait(waited, num_returns=1, timeout=LOOK_SECONDS)
                 for ref in ready:
                     (self._awaited if ref in self._awaited else self._opening).pop(ref)()
+                self._show_wait(waiting)
                 self._give_up_what_waits_for_devices()
                 self._begin(arrays, shards)
                 self._hand_out(work, shards, costs)
@@ -274,6 +284,18 @@ class _Fleet:
                 parts, told = computer.compute.options(num_returns=2).remote(work, shards[chosen])
                 answer = partial(self._computed, told, parts, name, computer, chosen, costs[chosen])
                 self._awaited[told] = answer
+
+    def _note_device(self) -> None:
+        self._has_device = True
+
+    def _show_wait(self, shown: ExitStack) -> None:
+        """Say that devices are waited for, once that has taken longer than it does where any is free."""
+        if self._has_device:
+            shown.close()
+        elif self._asked_since is not None and time.monotonic() - self._asked_since > START_SECONDS:
+            self._asked_since = math.inf  # once
+            title = "Waiting for devices, which others on this cluster use"
+            shown.enter_context(self._meter.task(title, None, ""))
 
     def _begun(self, ref: ObjectRef[Any], name: str) -> None:
         try:
