@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: the first lets what runs come to an end, the second ends the process."""
 
+import importlib
 import os
 import pty
 import queue
@@ -8,10 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from tune_inat.interrupts import EXIT_CODE, call_apart, interruptible, worker_threads
+
+LONG_SECONDS = 60.0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -167,18 +171,18 @@ def test_work_that_has_not_begun_is_dropped_when_its_block_is_interrupted() -> N
 
 
 def test_ctrl_c_leaves_behind_what_waits_for_a_network() -> None:
-    may_end, waiting = threading.Event(), []
+    may_end, has_ended = threading.Event(), threading.Event()
 
     def wait() -> None:
-        waiting.append(threading.current_thread())
         signal.raise_signal(signal.SIGINT)  # comes to the main thread
         may_end.wait()
+        has_ended.set()
 
     with interruptible(), pytest.raises(KeyboardInterrupt):
         call_apart(wait)
-    assert waiting[0] is not threading.main_thread()
-    assert waiting[0].is_alive()
+    assert not has_ended.is_set()
     may_end.set()
+    assert has_ended.wait(LONG_SECONDS)  # so it was not this thread that has waited
 
 
 def test_what_is_called_apart_returns_and_raises_as_if_it_were_not() -> None:
@@ -186,3 +190,51 @@ def test_what_is_called_apart_returns_and_raises_as_if_it_were_not() -> None:
         assert call_apart(lambda: 7) == 7
         with pytest.raises(ZeroDivisionError):
             call_apart(lambda: 1 // 0)
+
+
+IS_INTERRUPTED = """
+import signal, time
+signal.raise_signal(signal.SIGINT)
+time.sleep({seconds})
+is_whole = True
+"""
+
+
+def import_module(folder: Path, name: str, *, seconds: float) -> None:
+    """Import a module in the middle of which Ctrl-C is pressed, and go on."""
+    (folder / f"{name}.py").write_text(IS_INTERRUPTED.format(seconds=seconds))
+    importlib.import_module(name)
+    time.sleep(LONG_SECONDS)
+
+
+def test_import_comes_to_its_end_before_ctrl_c_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    with interruptible(), pytest.raises(KeyboardInterrupt):
+        import_module(tmp_path, "interrupted_on_the_way", seconds=0.2)
+    assert sys.modules["interrupted_on_the_way"].is_whole
+
+
+def test_program_that_runs_while_it_is_imported_is_interrupted_after_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("tune_inat.interrupts.IMPORT_SECONDS", 0.1)
+    with interruptible(), pytest.raises(KeyboardInterrupt):
+        import_module(tmp_path, "never_ends", seconds=LONG_SECONDS)
+    assert "never_ends" not in sys.modules
+
+
+def test_ctrl_c_in_an_import_asks_the_block_after_it_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    ended: list[str] = []
+    (tmp_path / "just_before.py").write_text(IS_INTERRUPTED.format(seconds=0))
+    with interruptible() as interruption:
+        monkeypatch.setattr("tune_inat.interrupts.LOOK_SECONDS", 10.0)  # not between the two
+        importlib.import_module("just_before")
+        with interruption.gently(lambda: ended.append("asked"), within_seconds=60):
+            ended.append("by itself")
+    assert ended == ["asked", "by itself"]

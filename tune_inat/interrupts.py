@@ -5,17 +5,20 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TypeVar
 
 EXIT_CODE = 130
+IMPORTER = "<frozen importlib._bootstrap>"  # Python's file of the code that imports
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LEAVE_SECONDS = 1.5  # for all that ends in the background, when everything is written
 ANSWER_SECONDS = 1.0  # the most that an end waits for the answer to be out
 LOOK_SECONDS = 0.1
+IMPORT_SECONDS = 10.0  # the most that an import is waited for; a program may import what runs a search
 
 
 _Result = TypeVar("_Result")
@@ -48,10 +51,32 @@ class Interruption:
             # In a thread, since this one may be in the middle of printing; `threading` itself would lock.
             self._is_answering.acquire(blocking=False)
             _thread.start_new_thread(self._answer, (self._say,))
-        if self._end is None or is_second:
+        if is_second:
             raise KeyboardInterrupt
+        if self._end is not None:
+            self._ask_to_end(self._end)
+        elif _is_importing(frame):
+            self._raise_later()
+        else:
+            raise KeyboardInterrupt
+
+    def _ask_to_end(self, end: Callable[[], None]) -> None:
+        signal.signal(signal.SIGALRM, _raise)
         signal.setitimer(signal.ITIMER_REAL, self._within_seconds)
-        self._end()
+        end()
+
+    def _raise_later(self) -> None:
+        """Raise it after an import: what is half imported could not be had again to write the results."""
+        given_up = time.monotonic() + IMPORT_SECONDS
+
+        def look(number: int, frame: FrameType | None) -> None:
+            if _is_importing(frame) and time.monotonic() < given_up:
+                signal.setitimer(signal.ITIMER_REAL, LOOK_SECONDS / 10)
+            else:
+                raise KeyboardInterrupt
+
+        signal.signal(signal.SIGALRM, look)
+        signal.setitimer(signal.ITIMER_REAL, LOOK_SECONDS / 10)
 
     def _answer(self, say: Callable[[], None]) -> None:
         try:
@@ -68,9 +93,11 @@ class Interruption:
         if threading.current_thread() is not threading.main_thread():  # where signals do not come
             yield
             return
-        before = signal.signal(signal.SIGALRM, _raise)
+        before = signal.getsignal(signal.SIGALRM)
         self._end, self._within_seconds = end, within_seconds
         try:
+            if self.is_requested:  # while something was imported
+                self._ask_to_end(end)
             yield
         finally:
             self._end = None
@@ -156,13 +183,12 @@ def run_apart(work: Callable[[], None], *, is_stuck: Callable[[], bool]) -> bool
             done.set_exception(error)
 
     global _has_left_thread
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
+    threading.Thread(target=run, daemon=True).start()
     try:
         while not done.done():
             if is_ending() and is_stuck():
                 return False
-            thread.join(LOOK_SECONDS)
+            wait([done], LOOK_SECONDS)
     finally:
         _has_left_thread |= not done.done()
     done.result()
@@ -226,6 +252,13 @@ def _leave() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(EXIT_CODE)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a stack is in the middle of an import."""
+    while frame is not None and frame.f_code.co_filename != IMPORTER:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
