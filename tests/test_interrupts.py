@@ -224,17 +224,3 @@ def test_program_that_runs_while_it_is_imported_is_interrupted_after_all(
     with interruptible(), pytest.raises(KeyboardInterrupt):
         import_module(tmp_path, "never_ends", seconds=LONG_SECONDS)
     assert "never_ends" not in sys.modules
-
-
-def test_ctrl_c_in_an_import_asks_the_block_after_it_to_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    ended: list[str] = []
-    (tmp_path / "just_before.py").write_text(IS_INTERRUPTED.format(seconds=0))
-    with interruptible() as interruption:
-        monkeypatch.setattr("tune_inat.interrupts.LOOK_SECONDS", 10.0)  # not between the two
-        importlib.import_module("just_before")
-        with interruption.gently(lambda: ended.append("asked"), within_seconds=60):
-            ended.append("by itself")
-    assert ended == ["asked", "by itself"]

@@ -139,8 +139,7 @@ class _Conductor:
         best = best_of(ranked)
         with self._as_far_as_it_fits():
             write_leaderboard(course.folder, ranked)
-        has_run = course.forecast is not None or is_interrupted
-        conclusion = Conclusion(course, has_run=has_run)
+        conclusion = Conclusion(course, has_run=course.ledger.has_news)
         exported = None if best is None else conclusion.exported(best)
         if best is not None and exported is None and not is_interrupted:
             with self._as_far_as_it_fits():

@@ -5,15 +5,15 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 EXIT_CODE = 130
 IMPORTER = "<frozen importlib._bootstrap>"  # Python's file of the code that imports
+OWN_FOLDER = os.path.dirname(__file__) + os.sep  # noqa: PTH120  # as it stands in code objects
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LEAVE_SECONDS = 1.5  # for all that ends in the background, when everything is written
 ANSWER_SECONDS = 1.0  # the most that an end waits for the answer to be out
@@ -51,32 +51,28 @@ class Interruption:
             # In a thread, since this one may be in the middle of printing; `threading` itself would lock.
             self._is_answering.acquire(blocking=False)
             _thread.start_new_thread(self._answer, (self._say,))
-        if is_second:
+        if self._end is not None and not is_second:
+            signal.setitimer(signal.ITIMER_REAL, self._within_seconds)
+            self._end()
+            return
+        importer = None if is_second else _importer(frame)
+        if importer is None or sys.gettrace() is not None:
             raise KeyboardInterrupt
-        if self._end is not None:
-            self._ask_to_end(self._end)
-        elif _is_importing(frame):
-            self._raise_later()
-        else:
+        self._raise_in(importer)
+
+    def _raise_in(self, importer: FrameType) -> None:
+        """Raise it when what this frame imports is whole: it could not be imported anew for the results."""
+
+        def interrupt(*_: Any) -> NoReturn:
+            sys.settrace(None)
+            importer.f_trace = None
+            self.settle()
             raise KeyboardInterrupt
 
-    def _ask_to_end(self, end: Callable[[], None]) -> None:
-        signal.signal(signal.SIGALRM, _raise)
-        signal.setitimer(signal.ITIMER_REAL, self._within_seconds)
-        end()
-
-    def _raise_later(self) -> None:
-        """Raise it after an import: what is half imported could not be had again to write the results."""
-        given_up = time.monotonic() + IMPORT_SECONDS
-
-        def look(number: int, frame: FrameType | None) -> None:
-            if _is_importing(frame) and time.monotonic() < given_up:
-                signal.setitimer(signal.ITIMER_REAL, LOOK_SECONDS / 10)
-            else:
-                raise KeyboardInterrupt
-
-        signal.signal(signal.SIGALRM, look)
-        signal.setitimer(signal.ITIMER_REAL, LOOK_SECONDS / 10)
+        importer.f_trace = interrupt  # called when the frame comes to its next line
+        sys.settrace(lambda *_: None)  # only then are frames traced at all
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, IMPORT_SECONDS)
 
     def _answer(self, say: Callable[[], None]) -> None:
         try:
@@ -93,11 +89,9 @@ class Interruption:
         if threading.current_thread() is not threading.main_thread():  # where signals do not come
             yield
             return
-        before = signal.getsignal(signal.SIGALRM)
+        before = signal.signal(signal.SIGALRM, _raise)
         self._end, self._within_seconds = end, within_seconds
         try:
-            if self.is_requested:  # while something was imported
-                self._ask_to_end(end)
             yield
         finally:
             self._end = None
@@ -254,11 +248,18 @@ def _leave() -> None:
     os._exit(EXIT_CODE)
 
 
-def _is_importing(frame: FrameType | None) -> bool:
-    """Whether a stack is in the middle of an import."""
-    while frame is not None and frame.f_code.co_filename != IMPORTER:
+def _importer(frame: FrameType | None) -> FrameType | None:
+    """The frame of a stack that imports others' code, if one does; what is ours can be imported anew."""
+    importer, is_import = None, False
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if is_import and file != IMPORTER:
+            importer = frame
+        is_import = file == IMPORTER
+        if file.startswith(OWN_FOLDER):
+            break
         frame = frame.f_back
-    return frame is not None
+    return importer
 
 
 def _raise(number: int, frame: FrameType | None) -> None:

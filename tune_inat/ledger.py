@@ -57,9 +57,13 @@ class Ledger:
 
     A line that a kill or power loss has torn is passed over. A trial that lacks one is not finished: it
     reports its epochs again, from the store.
+
+    Attributes:
+        has_news: whether anything was told since the file was read.
     """
 
     def __init__(self, folder: Path) -> None:
+        self.has_news = False
         self._path = folder / LEDGER_FILE
         self._is_torn = False
         self._records = self._read()
@@ -122,6 +126,7 @@ class Ledger:
                 if is_sure:
                     os.fsync(file.fileno())
         self._is_torn = False
+        self.has_news = True
         self._apply(event)
 
     def _append(self, file: FileIO, content: bytes) -> None:
