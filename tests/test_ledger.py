@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tune_inat.ledger import LEDGER_FILE, Ledger
 from tune_inat.rows import Row
 
@@ -91,3 +93,27 @@ def test_trial_that_is_tried_again_keeps_why_it_failed_until_it_has_ended(hostil
     assert Ledger(hostile_path).records() == ledger.records()
     ledger.start("a", CONFIG)  # by the same command, later
     assert ledger.records()["a"].failures == []
+
+
+def test_seconds_of_a_trial_are_those_of_all_its_tries(
+    hostile_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_000.0
+    monkeypatch.setattr("tune_inat.ledger.time.time", lambda: now)
+    ledger = Ledger(hostile_path)
+    ledger.start("a", CONFIG)
+    now += 3
+    ledger.failure("a", "killed")
+    now += 50  # of waiting
+    ledger.start("a", CONFIG)
+    now += 2
+    ledger.epoch("a", row(1), trained=True, did={})
+    now += 3_600  # it was cut off before this, and went on after it
+    assert Ledger(hostile_path).records()["a"].seconds == 5
+    ledger.start("a", CONFIG)
+    assert ledger.earlier_seconds("a") == 5
+    ledger.epoch("a", row(1), trained=False, did={})
+    ledger.epoch("a", row(2), trained=True, did={})
+    ledger.end("a", "TERMINATED", seconds=4.5)
+    assert Ledger(hostile_path).records() == ledger.records()
+    assert ledger.records()["a"].seconds == 9.5

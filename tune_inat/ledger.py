@@ -25,6 +25,8 @@ class TrialRecord:
     `epochs_trained` counts those that this search trained itself; the other rows came from the store.
 
     Attributes:
+        seconds: that it has run for, all its tries and what was cut off together; up to the last report while
+            it runs.
         correct: for each row which validation images were right, see `metrics.pack_correct`.
         started: when, in seconds since 1970; so are `reported`, of the last epoch, and `ended`.
         worker: the machine, device and process that it ran in.
@@ -45,6 +47,7 @@ class TrialRecord:
     ended: float | None = None
     worker: str | None = None
     failures: list[str] = field(default_factory=list)
+    earlier_seconds: float = 0.0  # those before the try that is its last so far
 
     @property
     def is_finished(self) -> bool:
@@ -71,6 +74,10 @@ class Ledger:
     def records(self) -> dict[str, TrialRecord]:
         """All trials by id, in the order in which they first started."""
         return dict(self._records)
+
+    def earlier_seconds(self, trial_id: str) -> float:
+        """For how long a trial has run before it was started last."""
+        return self._records[trial_id].earlier_seconds
 
     def finished(self) -> dict[str, TrialRecord]:
         """The trials that need no more work."""
@@ -101,7 +108,7 @@ class Ledger:
         self._write({**event, "at": round(time.time(), 3)})
 
     def end(self, trial_id: str, status: Status, *, seconds: float, error: str | None = None) -> None:
-        """A trial ended."""
+        """A trial ended, so many seconds after it was started last."""
         event = {"event": "end", "trial_id": trial_id, "status": status, "seconds": seconds}
         n_epochs = len(self._records[trial_id].rows) if trial_id in self._records else 0
         self._write({**event, "epochs": n_epochs, "error": error, "at": _now()}, is_sure=True)
@@ -151,12 +158,15 @@ class Ledger:
         match event["event"]:
             case "start":
                 before = self._records.get(trial_id)
+                seconds = before.seconds if before is not None else 0.0
                 self._records[trial_id] = TrialRecord(
                     trial_id,
                     event["config"],
                     epochs_trained=before.epochs_trained if before is not None else 0,
+                    seconds=seconds,
                     started=event.get("at"),
                     failures=before.failures if before is not None and before.status is None else [],
+                    earlier_seconds=seconds,
                 )
             case "epoch":
                 record, row = self._records[trial_id], event["row"]
@@ -170,15 +180,25 @@ class Ledger:
                 record.did = did
                 record.worker = event.get("worker")
                 record.reported = event.get("at")
+                _count_seconds(record, event)
             case "failure":
-                self._records[trial_id].failures.append(str(event["reason"]))
+                record = self._records[trial_id]
+                record.failures.append(str(event["reason"]))
+                _count_seconds(record, event)
             case "end":
                 record, status, seconds = self._records[trial_id], event["status"], event["seconds"]
                 if event.get("epochs", len(record.rows)) != len(record.rows):
                     raise ValueError(f"{event['epochs']} epochs, not {len(record.rows)}")
-                record.status, record.seconds = status, seconds
+                record.status, record.seconds = status, record.earlier_seconds + seconds
                 record.error = event["error"]
                 record.ended = event.get("at")
+
+
+def _count_seconds(record: TrialRecord, event: Mapping[str, Any]) -> None:
+    """Those up to an event, by the clock on the wall: nobody else knows them of a trial that is cut off."""
+    at = event.get("at")
+    if at is not None and record.started is not None:
+        record.seconds = record.earlier_seconds + max(0.0, at - record.started)
 
 
 def _mend(record: TrialRecord) -> None:
@@ -186,7 +206,6 @@ def _mend(record: TrialRecord) -> None:
     if record.status is None and len(record.rows) == record.config.get("epochs"):
         record.status = "TERMINATED"
         record.ended = record.reported
-        record.seconds = max(0.0, (record.ended or 0.0) - (record.started or 0.0))
 
 
 def _now() -> float:

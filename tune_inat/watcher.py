@@ -101,7 +101,7 @@ class Watcher(tune.Callback):
         )
         self._trials[trial_id] = trial
         self._unsettled[trial_id] = None
-        self._started.setdefault(trial_id, time.monotonic())
+        self._started[trial_id] = time.monotonic()
         self._statuses.pop(trial_id, None)
         self._rows.pop(trial_id, None)
         self._hangs.start(trial_id, params["epochs"])
@@ -203,6 +203,7 @@ class Watcher(tune.Callback):
         self._searcher.tell_ends()
 
     def _seconds(self, trial_id: str) -> float:
+        """Since the latest try was started."""
         return self._ended.get(trial_id, time.monotonic()) - self._started[trial_id]
 
     def _live(self, trial_id: str) -> LiveTrial:
@@ -212,7 +213,7 @@ class Watcher(tune.Callback):
             config=trial.config["params"],
             status=self._statuses.get(trial_id, trial.status),
             row=self._rows.get(trial_id),
-            seconds=self._seconds(trial_id),
+            seconds=self._ledger.earlier_seconds(trial_id) + self._seconds(trial_id),
             failures=tuple(self._failures[trial_id]),
         )
 
