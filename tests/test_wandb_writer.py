@@ -14,7 +14,9 @@ from tests.wandb_searches import (
     ALL_EPOCHS,
     CHARTS,
     EPOCHS,
+    IMPATIENT,
     PREDICTED,
+    RELUCTANT,
     assert_model_arrived,
     ended_record,
     epochs_of,
@@ -96,7 +98,7 @@ def assert_all_is_on_disk(folder: Path, *trial_ids: str) -> None:
 
 def test_refusing_server_puts_the_search_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_server(f"http://127.0.0.1:{free_port()}", monkeypatch)
-    tracker = search_once(tmp_path, "001", "002", "003", mode="online")
+    tracker = search_once(tmp_path, "001", "002", "003", mode="online", patience=IMPATIENT)
     assert_all_is_on_disk(tmp_path, "001", "002", "003")
     assert len(tracker.problems) == 1
     assert "W&B cannot be reached" in tracker.problems[0]
@@ -106,13 +108,13 @@ def test_mute_server_puts_the_search_offline(
     tmp_path: Path, mute_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_server(mute_url, monkeypatch)
-    tracker = search_once(tmp_path, "001", "002", mode="online")
+    tracker = search_once(tmp_path, "001", "002", mode="online", patience=IMPATIENT)
     assert_all_is_on_disk(tmp_path, "001", "002")
     assert len(tracker.problems) == 1
 
 
 def test_server_lost_on_the_way_puts_open_runs_offline(tmp_path: Path, server: WandbServer) -> None:
-    tracker = make_tracker(tmp_path, mode="online")
+    tracker = make_tracker(tmp_path, mode="online", patience=RELUCTANT)
     report_whole(tracker, "001")
     report(tracker, trial("002"), epochs=2)
     wait_until(lambda: len(server.runs) == 2)
@@ -127,7 +129,7 @@ def test_server_lost_on_the_way_puts_open_runs_offline(tmp_path: Path, server: W
 
 
 def test_interrupted_run_of_a_lost_server_is_whole_on_disk(tmp_path: Path, server: WandbServer) -> None:
-    tracker = make_tracker(tmp_path, mode="online")
+    tracker = make_tracker(tmp_path, mode="online", patience=RELUCTANT)
     report(tracker, trial("001"), epochs=2)
     wait_until(lambda: server.runs)
     server.stop()
@@ -140,7 +142,7 @@ def test_interrupted_run_of_a_lost_server_is_whole_on_disk(tmp_path: Path, serve
 def test_server_lost_before_the_best_trial_leaves_its_charts_on_disk(
     tmp_path: Path, server: WandbServer
 ) -> None:
-    tracker = search_once(tmp_path, "001", mode="online")
+    tracker = search_once(tmp_path, "001", mode="online", patience=RELUCTANT)
     server.stop()
     tracker.show_best(ended_record("001"), **PREDICTED, model_folder=write_model(tmp_path))
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
@@ -154,7 +156,7 @@ def test_search_that_went_offline_does_not_try_again_for_its_best_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_server(f"http://127.0.0.1:{free_port()}", monkeypatch)
-    tracker = search_once(tmp_path, "001", mode="online")
+    tracker = search_once(tmp_path, "001", mode="online", patience=IMPATIENT)
     tracker.show_best(ended_record("001"), **PREDICTED)
     assert len(tracker.problems) == 1
     assert set(read_offline_runs(tmp_path)["001"].config["_wandb"]["visualize"]) == CHARTS
@@ -164,7 +166,7 @@ def test_hooks_do_not_wait_for_the_server(
     tmp_path: Path, mute_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_server(mute_url, monkeypatch)
-    tracker = make_tracker(tmp_path, mode="online", patience=Patience(opening=8.0, end=20.0))
+    tracker = make_tracker(tmp_path, mode="online", patience=Patience(opening=8.0, end=60.0))
     report_whole(tracker, *(f"{index:03d}" for index in range(20)))
     assert not tracker.problems  # else the server's silence would have been noticed by now
     tracker.finish()

@@ -15,7 +15,10 @@ from tune_inat.tracking import WandbTracker
 from tune_inat.wandb_writer import Patience
 
 EPOCHS = 5
-IMPATIENT = Patience(opening=1.0, closing=1.0, end=10.0, interrupted=3.0)
+# For a server that answers, however busy the machine; for one that stops to; for one that never does.
+PATIENT = Patience(opening=60.0, closing=60.0, end=120.0, interrupted=60.0, brisk=60.0)
+RELUCTANT = Patience(opening=6.0, closing=4.0, end=60.0, interrupted=30.0, brisk=60.0)
+IMPATIENT = Patience(opening=1.0, closing=1.0, end=60.0, interrupted=30.0)
 
 
 def use_server(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +27,7 @@ def use_server(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_tracker(folder: Path, mode: Any = "offline", **settings: Any) -> WandbTracker:
-    known: dict[str, Any] = {"project": "birds", "group": "a search", "patience": IMPATIENT} | settings
+    known: dict[str, Any] = {"project": "birds", "group": "a search", "patience": PATIENT} | settings
     tracker = WandbTracker(folder=folder, mode=mode, **known)
     tracker.setup()
     return tracker

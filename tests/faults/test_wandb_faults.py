@@ -13,7 +13,7 @@ from tests.benches import write_images
 from tests.end_to_end.command import Ran, run
 from tests.slow import slow
 from tests.wandb_files import read_offline_runs
-from tests.wandb_searches import ALL_EPOCHS, epochs_of, search_once, use_server
+from tests.wandb_searches import ALL_EPOCHS, RELUCTANT, epochs_of, search_once, use_server
 from tests.wandb_server import API_KEY, WandbServer
 from tune_inat.leaderboard import read_summary
 from tune_inat.wandb_files import has_ended
@@ -47,7 +47,7 @@ def test_refusal_puts_the_search_offline_and_says_what_to_do(
 ) -> None:
     with WandbServer(refusal=refusal) as server:
         use_server(server.url, monkeypatch)
-        tracker = search_once(tmp_path, *TRIALS, mode="online")
+        tracker = search_once(tmp_path, *TRIALS, mode="online", patience=RELUCTANT)
     assert_all_is_kept(tmp_path)
     (problem,) = tracker.problems
     assert re.search(said, problem)
