@@ -12,6 +12,7 @@ from torch import nn
 from tests.benches import write_images
 from tests.end_to_end.command import run
 from tests.networks import make_backbone
+from tests.slow import slow
 from tune_inat.backbone import Backbone, Normalize
 from tune_inat.errors import UserError
 from tune_inat.export import ModelConfig, load_classifier, save_classifier
@@ -35,7 +36,12 @@ def logits_of(path: Path, pixels: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("resnet18", 32), ("swin_t", 64), ("timm/vit_tiny_patch16_224", 64), ("timm/tf_efficientnet_lite0", 64)],
+    [
+        ("resnet18", 32),
+        pytest.param("swin_t", 64, marks=slow),
+        ("timm/vit_tiny_patch16_224", 64),
+        ("timm/tf_efficientnet_lite0", 64),
+    ],
 )
 def test_logits_are_the_networks_for_any_number_of_images(name: str, size: int, hostile_path: Path) -> None:
     network = classifier_of(make_backbone(name, size))

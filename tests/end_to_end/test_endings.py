@@ -80,7 +80,7 @@ def test_weights_file_is_found_by_the_workers_and_is_the_same_by_any_path(
     assert first.code == 0, first.err
     again = run_sweep(sweep, "--set", f"weights={hostile_path / 'own.pth'}", *arguments)
     assert again.json()["trials"] == first.json()["trials"]
-    listed = run_sweep(f"{sweep}  weights: {{values: [own.pth]}}\n", *arguments)
+    listed = run_sweep(f"{sweep}  weights: {{values: [own.pth]}}\n", "--dry-run", *arguments)
     assert listed.code == 0, listed.err
 
 
