@@ -9,6 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tune_inat.course import Course
+from tune_inat.devices import share_devices
+from tune_inat.inputs import check_models
 from tune_inat.leaderboard import best_of, leaderboard
 from tune_inat.plan import longest_trial
 from tune_inat.remote import hide_secrets
@@ -67,8 +69,11 @@ class Execution:
         course = self._course
         with ExitStack() as session:
             with self._terminal.task("Planning", None, ""):
+                self._refuse()
                 cluster = self._open_cluster(session)
                 preparation = self._prepare(n_left)
+                import tune_inat.tuning  # noqa: F401  # heavy, so while Ray starts
+
                 course.forecast, devices = preparation.foresee(
                     cluster(),
                     seconds_so_far=time.monotonic() - course.started,
@@ -89,6 +94,14 @@ class Execution:
 
     # ---- before the trials
 
+    def _refuse(self) -> None:
+        """Refuse models and devices that are not there before Ray starts: it takes seconds to end again."""
+        check_models(self._course.inputs.space, self._course.inputs.fixed)
+        if self._settings.address is None:
+            from tune_inat.preparation import asked_of, this_machine
+
+            share_devices(this_machine(), asked_of(self._settings), n_trials=1)
+
     def _open_cluster(self, session: ExitStack) -> Callable[[], "Cluster"]:
         """Start Ray, or join it; what is returned says which devices there are by then."""
         from tune_inat.cluster import ray_session
@@ -101,8 +114,6 @@ class Execution:
             self._course.ending.begin()
             self._await_members(cluster)
             check_storage(self._course.storage)
-        import tune_inat.tuning  # noqa: F401  # heavy, so while Ray starts
-
         return cluster
 
     def _await_members(self, cluster: Callable[[], "Cluster"]) -> "Cluster":

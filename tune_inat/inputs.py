@@ -95,7 +95,7 @@ def read_inputs(settings: SearchSettings, meter: Meter, store: Store) -> Inputs:
     size = _first_image_size(space, fixed)
     pixels, is_decoded = None, has_pixels(store, files, size=size)
     if not is_decoded and len(files) >= MANY_IMAGES:
-        _check_models(space, fixed)
+        check_models(space, fixed)
     n_workers = len(os.sched_getaffinity(0))
     is_audited = has_facts(store, files)
     if is_decoded or not settings.dry_run:
@@ -132,8 +132,12 @@ def asked_budget(settings: SearchSettings) -> int | None:
     return None if settings.cache_gb is None else int(settings.cache_gb * BYTES_PER_GB)
 
 
-def _check_models(space: SearchSpace, fixed: Mapping[str, Any]) -> None:
-    """Refuse models and weights files that do not exist, all at once."""
+def check_models(space: SearchSpace, fixed: Mapping[str, Any]) -> None:
+    """Refuse models and weights files that do not exist, all at once. Imports torch.
+
+    Raises:
+        UserError: there are such.
+    """
     from tune_inat.architectures import check_architecture
 
     def values_of(name: str) -> Sequence[str]:
@@ -152,11 +156,15 @@ def _check_models(space: SearchSpace, fixed: Mapping[str, Any]) -> None:
 
 
 def _hash_weights(space: SearchSpace, fixed: Mapping[str, Any]) -> dict[str, str]:
-    """The hash of each file of weights; one that cannot be read is refused when it is loaded."""
+    """The hash of each file of weights. One that cannot be read is refused when it is loaded."""
     varied = space.parameters["weights"].values if "weights" in space.parameters else None
     hashes = {}
     for name in varied or [fixed.get("weights", "default")]:
         if name not in WEIGHTS_WITHOUT_FILE:
+            if not Path(name).is_file():
+                from tune_inat.weights import read_weight_file
+
+                read_weight_file(Path(name))  # says what is wrong with it
             with suppress(OSError, ValueError):
                 hashes[name] = hash_content(Path(name))
     return hashes

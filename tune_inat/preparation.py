@@ -20,6 +20,7 @@ from tune_inat.plan import PlannedTrial, representative_plan
 from tune_inat.precision import choose_precision
 from tune_inat.pretended import n_pretended
 from tune_inat.probe import Probe
+from tune_inat.settings import SearchSettings
 from tune_inat.shares import GpuShares, Measures, gauge_of, job_for
 from tune_inat.sharing import Sharing
 from tune_inat.storages import Storage
@@ -35,6 +36,12 @@ END_SECONDS = 3.0
 def this_machine() -> Cluster:
     """The devices of this machine alone, those that are pretended included."""
     return Cluster(len(os.sched_getaffinity(0)), n_gpus=n_pretended() or torch.cuda.device_count())
+
+
+def asked_of(settings: SearchSettings) -> Asked:
+    """The devices that the user asks for."""
+    gpus = None if settings.gpus_per_trial == "auto" else settings.gpus_per_trial
+    return Asked(settings.cpus_per_trial, gpus, settings.max_concurrent, settings.cpu_trials)
 
 
 def open_bench(
@@ -139,15 +146,12 @@ class Preparation:
         Raises:
             ResourceError: devices are asked for that can never be there, or the disk is too small to train.
         """
-        settings = self._inputs.settings
-        gpus = None if settings.gpus_per_trial == "auto" else settings.gpus_per_trial
-        asked = Asked(settings.cpus_per_trial, gpus, settings.max_concurrent, settings.cpu_trials)
-        asked, notices = self._as_so_far(asked, cluster)
+        asked, notices = self._as_so_far(asked_of(self._inputs.settings), cluster)
         cuts, probe = Cuts(self._bench), Probe(self._bench, Store(default_root()))
         cuts.look_at([trial.config for trial in self._trials])
         n_images = len(self._inputs.data.train.labels)
         sharing = Sharing(self._trials, cuts=cuts, probe=probe, n_images=n_images)
-        is_auto = gpus is None and asked.takes_gpu(cluster)
+        is_auto = asked.gpus_per_trial is None and asked.takes_gpu(cluster)
         configs = [trial.config for trial in self._trials] if is_auto else []
         heavy = heavy_configs(configs, cuts, n_images=n_images)
         self._bench.rest()  # what this process has of a GPU is not the measure of what is free
