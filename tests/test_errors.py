@@ -1,9 +1,11 @@
 """How a command ends: with a word and an exit code, never with a traceback for a user's mistake."""
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import typer
@@ -21,6 +23,38 @@ def _own_interrupts() -> Iterator[None]:
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+def test_interrupt_while_the_command_itself_is_imported_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    ran = subprocess.run(
+        [sys.executable, "-m", "tune_inat.search"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (EXIT_INTERRUPTED, "Interrupted.\n")
+
+
+def test_reader_that_has_gone_changes_no_exit_code() -> None:
+    body = "import sys; sys.stdout.write('x'); raise UserError('wrong')"
+    command = f"from tune_inat.errors import *; import typer\ndef body(): {body}\nrun_command(body)"
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-c", command],
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert (ran.returncode, ran.stderr) == (EXIT_USAGE, "wrong\n")
 
 
 def command_of(body: Callable[[], None]) -> typer.Typer:

@@ -18,7 +18,7 @@ from tests.report_searches import (
     write_summary_file,
 )
 from tune_inat.errors import UserError
-from tune_inat.report import write_report
+from tune_inat.report import is_current, write_report
 from tune_inat.report_facts import read_search_to_report
 
 MAX_BYTES = 25_000_000
@@ -147,6 +147,27 @@ def test_same_folder_gives_the_same_page(tmp_path: Path) -> None:
     folder = write_search(tmp_path / "a", 24, 3)
     first = write_report(folder).read_bytes()
     assert write_report(folder).read_bytes() == first
+
+
+def test_report_is_current_until_what_it_shows_changes(tmp_path: Path) -> None:
+    folder = write_search(tmp_path, 6, 3)
+    assert not is_current(folder)
+    write_report(folder)
+    assert is_current(folder)
+    _change_summary(folder, wall_seconds=1.0)  # by the same command, later
+    assert is_current(folder)
+    _change_summary(folder, status="INTERRUPTED")
+    assert not is_current(folder)
+    for name in ("predictions.csv", "trials.jsonl"):
+        write_report(folder)
+        assert is_current(folder)
+        (folder / name).unlink()
+        assert not is_current(folder)
+
+
+def _change_summary(folder: Path, **values: Any) -> None:
+    path = folder / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def test_running_search_has_a_report(tmp_path: Path) -> None:

@@ -40,10 +40,10 @@ def test_short_gap_stays(tmp_path: Path) -> None:
     assert WorkingTime(_trials(tmp_path, (0, 10 * HOUR), (10.5 * HOUR, 11 * HOUR))).pauses == ()
 
 
-def test_trial_that_runs_lasts_to_the_last_end(tmp_path: Path) -> None:
-    trials = _trials(tmp_path, (0, None), (10, 50))
+def test_trial_that_has_reported_nothing_takes_no_time(tmp_path: Path) -> None:
+    trials = _trials(tmp_path, (20, None), (10, 50))
     time = WorkingTime(trials)
-    assert time.span(trials[0]) == (0, 50)
+    assert (time.span(trials[0]), time.seconds) == ((20, 20), 40)
 
 
 def test_report_says_how_long_a_search_paused(tmp_path: Path) -> None:

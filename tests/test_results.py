@@ -151,10 +151,13 @@ def test_what_is_no_search_is_named_and_skipped(hostile_path: Path) -> None:
     damaged = hostile_path / "damaged"
     Ledger(damaged).start("a", {})
     (damaged / "summary.json").write_text('{"status": "DO')
-    others = [hostile_path / "runs", hostile_path / "nowhere", torn, running, damaged]
+    begun = hostile_path / "begun"
+    begun.mkdir()
+    (begun / "search.json").write_text("{}")
+    others = [hostile_path / "runs", hostile_path / "nowhere", torn, begun, running, damaged]
     groups, notices = compare_searches([*others, search])
     assert [len(group) for group in groups] == [1]
-    of_searches = ("has not ended", "summary.json is damaged; python -m tune_inat.search")
+    of_searches = ("has not ended", "has not ended", "summary.json is damaged; python -m tune_inat.search")
     expected = ("holds some", "no such folder", "none that a search has written", *of_searches)
     assert len(notices) == len(expected)
     for folder, notice, reason in zip(others, notices, expected, strict=True):

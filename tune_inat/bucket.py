@@ -156,7 +156,7 @@ class RemoteFolder:
         Raises:
             ResourceError: this machine's disk has no room, or cannot be written.
         """
-        aside = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.part")
+        aside = path.with_name(f".{uuid.uuid4().hex}.part")  # another fetch may be under way, left behind
 
         def fetch() -> None:
             with self._file_system.open_input_stream(self._path(name)) as stream, _opened(aside) as file:
@@ -166,10 +166,12 @@ class RemoteFolder:
 
         try:
             self._try(fetch, "cannot be read", name)
+            with writing(path):
+                aside.replace(path)
         except FileNotFoundError:
             return False
-        with writing(path):
-            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
         return True
 
     def remove(self, name: str) -> None:

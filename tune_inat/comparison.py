@@ -15,6 +15,7 @@ from pydantic import BaseModel, FiniteFloat, ValidationError
 from tune_inat.errors import UserError
 from tune_inat.leaderboard import SUMMARY_FILE, read_summary, safe_cell
 from tune_inat.ledger import LEDGER_FILE, Status
+from tune_inat.runs import IDENTITY_FILE
 from tune_inat.wording import did_you_mean
 
 
@@ -237,7 +238,7 @@ def _why_none(folder: Path) -> str:
     if (folder / LEDGER_FILE).exists() and (folder / SUMMARY_FILE).exists():
         command = "python -m tune_inat.search with the search's arguments"
         return f"its {SUMMARY_FILE} is damaged; {command} writes it again."
-    if (folder / LEDGER_FILE).exists():
+    if (folder / LEDGER_FILE).exists() or (folder / IDENTITY_FILE).exists():
         return "this search has not ended yet; the same command goes on with it."
     if any(folder.glob(f"*/{SUMMARY_FILE}")):
         return f"this is no search, but holds some: {folder / '*'} names them."

@@ -17,7 +17,7 @@ from tune_inat.leaderboard import (
     recorded_test,
 )
 from tune_inat.ledger import TrialRecord
-from tune_inat.report import REPORT_FILE, write_report
+from tune_inat.report import REPORT_FILE, is_current, write_report
 from tune_inat.runs import short_name
 
 if TYPE_CHECKING:
@@ -109,13 +109,13 @@ class Conclusion:
             self._terminal.warn(problem)
 
     def report(self) -> Path | None:
-        """The report's file; written now, unless an earlier run of the command left it and nothing is new.
+        """The report's file; written now, unless an earlier run of the command left it and it is current.
 
         Raises:
             ResourceError: there is no room for it.
         """
         path = self._folder / REPORT_FILE
-        if not self.has_news and path.exists():
+        if is_current(self._folder):
             return path
         try:
             with self._terminal.task("Writing the report", None, ""):

@@ -190,6 +190,8 @@ class _Conductor:
         course = self._course
         if course.effort.problem is not None and summary["status"] == "DONE":
             summary["status"] = "FAILURES"  # for the exit code: it came up when the summary was written
+            with self._as_far_as_it_fits():
+                write_summary(course.folder, summary)
         why = course.effort.problem
         if summary["is_out_of_time"]:
             why = f"--max-hours {course.settings.max_hours:g} is over."

@@ -162,9 +162,7 @@ def _hash_weights(space: SearchSpace, fixed: Mapping[str, Any]) -> dict[str, str
     for name in varied or [fixed.get("weights", "default")]:
         if name not in WEIGHTS_WITHOUT_FILE:
             if not Path(name).is_file():
-                from tune_inat.weights import read_weight_file
-
-                read_weight_file(Path(name))  # says what is wrong with it
+                check_models(space, fixed)  # says so, and what else is wrong
             with suppress(OSError, ValueError):
                 hashes[name] = hash_content(Path(name))
     return hashes

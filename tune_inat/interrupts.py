@@ -221,17 +221,20 @@ def leave_soon(*, is_requested: bool) -> None:
     """All is written: one more signal ends the process at once.
 
     Args:
-        is_requested: whether a signal came. Then the process ends in any case, soon; here and now if a
-            thread was left behind that waits for a network: libraries wait for theirs where no Python runs.
+        is_requested: whether a signal came. Then the process ends in any case, soon.
     """
-    if is_requested and _has_left_thread:
-        _leave()
     for number in SIGNALS:
         signal.signal(number, lambda *_: end_at_once())
     if is_requested:
         timer = threading.Timer(LEAVE_SECONDS, _leave)
         timer.daemon = True
         timer.start()
+
+
+def leave_if_kept() -> None:
+    """End the process if a thread was left behind: libraries wait for their network where no Python runs."""
+    if _has_left_thread:
+        _leave()
 
 
 def end_at_once() -> None:
@@ -243,9 +246,18 @@ def end_at_once() -> None:
 
 
 def _leave() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    flush_what_is_read()
     os._exit(EXIT_CODE)
+
+
+def flush_what_is_read() -> None:
+    """Write out what was printed. Where nobody reads it any more, Python is not to fail because of that."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _importer(frame: FrameType | None) -> FrameType | None:

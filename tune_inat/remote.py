@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,19 +213,22 @@ def _copy_files(
 
 def _copy_file(file_system: Any, source: str, file: _RemoteFile, target: Path) -> None:
     """Copy aside and rename; the copy's time of change says of which state of the source it is."""
-    aside = target.with_name(f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.part")
+    aside = target.with_name(f".{uuid.uuid4().hex}.part")  # another copy may be under way, left behind
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         opened = aside.open("wb")
-    with opened, file_system.open_input_stream(source) as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            with writing(target):
-                opened.write(chunk)
-    n_bytes = aside.stat().st_size
-    if n_bytes != file.n_bytes:
-        raise OSError(f"{n_bytes:,} of {file.n_bytes:,} bytes came")
-    os.utime(aside, ns=(file.changed_ns, file.changed_ns))
-    aside.replace(target)
+    try:
+        with opened, file_system.open_input_stream(source) as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                with writing(target):
+                    opened.write(chunk)
+        n_bytes = aside.stat().st_size
+        if n_bytes != file.n_bytes:
+            raise OSError(f"{n_bytes:,} of {file.n_bytes:,} bytes came")
+        os.utime(aside, ns=(file.changed_ns, file.changed_ns))
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _raise_some(problems: Sequence[str]) -> None:

@@ -1,6 +1,8 @@
 """`report.html` of a search, a page that holds all it needs: `python -m tune_inat.report runs/NAME`."""
 
+import hashlib
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -9,11 +11,14 @@ import typer
 from tune_inat.disk import writing
 from tune_inat.elsewhere import folder_at, send_to
 from tune_inat.errors import printable, run_command
+from tune_inat.leaderboard import BEST_MODEL_FOLDER, PREDICTIONS_FILE, read_summary
+from tune_inat.ledger import LEDGER_FILE
 from tune_inat.remote import is_uri
-from tune_inat.report_facts import read_search_to_report
+from tune_inat.report_facts import are_trials, read_search_to_report
 from tune_inat.store import write_atomically
 
 REPORT_FILE = "report.html"
+TOP_CHARACTERS = 1_000  # of a page, in which it says what it was made of
 
 
 def write_report(folder: Path) -> Path:
@@ -51,11 +56,36 @@ def write_report(folder: Path) -> Path:
         audit_section(search),
         recipe_section(search),
     ]
-    content = page(f"{search.name}: report of a search", lead(search), sections)
+    content = page(f"{search.name}: report of a search", lead(search), sections, made_of=_made_of(folder))
     path = folder / REPORT_FILE
     with writing(path):
         write_atomically(path, content.encode("utf-8", "backslashreplace"))
     return path
+
+
+def is_current(folder: Path) -> bool:
+    """Whether a search's folder has a report, made of what the folder holds now but for the times taken."""
+    from tune_inat.report_page import made_of_mark
+
+    try:
+        with (folder / REPORT_FILE).open(encoding="utf-8", errors="replace") as file:
+            return made_of_mark(_made_of(folder)) in file.read(TOP_CHARACTERS)
+    except OSError:
+        return False
+
+
+def _made_of(folder: Path) -> str:
+    """The hash of what a report shows."""
+    digest = hashlib.sha256()
+    for name in (LEDGER_FILE, PREDICTIONS_FILE, f"{BEST_MODEL_FOLDER}/config.json"):
+        with suppress(OSError):
+            digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+        digest.update(name.encode())
+    summary = read_summary(folder) or {}
+    trials = summary["trials"] if are_trials(summary.get("trials")) else []
+    shown = [(trial.get("trial_id"), trial.get("status")) for trial in trials]
+    digest.update(repr((summary.get("status"), shown)).encode())
+    return digest.hexdigest()
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -113,7 +113,7 @@ def read_search_to_report(folder: Path) -> SearchToReport:
     summary = read_summary(folder) or {}
     identity = _read_json(folder / IDENTITY_FILE)
     records = _read_journal(folder)
-    if not records and not _are_trials(summary.get("trials")):
+    if not records and not are_trials(summary.get("trials")):
         raise UserError(
             f"{folder}: this is no search, or one without a trial yet: there is no {LEDGER_FILE} or "
             "summary.json with trials in it. Name a folder that a search has left, such as runs/NAME."
@@ -162,7 +162,8 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _are_trials(value: Any) -> bool:
+def are_trials(value: Any) -> bool:
+    """Whether a value of a summary is a list of trials."""
     return isinstance(value, list) and any(isinstance(item, dict) and "trial_id" in item for item in value)
 
 
@@ -176,7 +177,7 @@ def _metric(summary: Mapping[str, Any], identity: Mapping[str, Any]) -> Metric:
 
 def _listed(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     trials = summary.get("trials")
-    return {trial["trial_id"]: trial for trial in trials} if _are_trials(trials) and trials else {}
+    return {trial["trial_id"]: trial for trial in trials} if are_trials(trials) and trials else {}
 
 
 def _is_ahead(records: Mapping[str, TrialRecord], summary: Mapping[str, Any]) -> bool:
@@ -225,7 +226,7 @@ def _of_record(record: TrialRecord, best: Row | None, is_running: bool) -> Repor
         epochs_trained=record.epochs_trained,
         seconds=record.seconds,
         started=record.started,
-        ended=record.reported if record.ended is None and not is_running else record.ended,
+        ended=record.reported if record.ended is None else record.ended,
         worker=record.worker,
         correct=_unpacked(packed),
     )

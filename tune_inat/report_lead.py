@@ -110,7 +110,7 @@ def _time_tile(search: SearchToReport) -> Html:
     last, planned = (search.summary.get(name) for name in ("measured", "planned"))
     if measured is None:
         busy = sum(trial.seconds for trial in search.trials)
-        return _tile("Time so far", duration(busy), "of all trials that have ended, added up")
+        return _tile("Time so far", duration(busy), "of all trials up to their last epoch, added up")
     seconds = planned.get("seconds") if isinstance(planned, dict) else None
     of_last = last.get("seconds") if isinstance(last, dict) else None
     text = "by the command"

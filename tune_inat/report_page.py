@@ -148,8 +148,8 @@ def script_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def page(title: str, lead: Html, sections: Sequence[Section]) -> str:
-    """The whole document, with styles and scripts inside it."""
+def page(title: str, lead: Html, sections: Sequence[Section], *, made_of: str) -> str:
+    """The whole document, with styles and scripts inside it; `made_of` tells later what it was made of."""
     from plotly.offline import get_plotlyjs
 
     links = [element("li", element("a", part.title, href=f"#{part.anchor}")) for part in sections]
@@ -159,6 +159,7 @@ def page(title: str, lead: Html, sections: Sequence[Section]) -> str:
     head = join(
         [
             Html('<meta charset="utf-8">'),
+            made_of_mark(made_of),
             element("meta", http_equiv="Content-Security-Policy", content=POLICY),
             Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
             Html('<meta name="color-scheme" content="light dark">'),
@@ -170,6 +171,11 @@ def page(title: str, lead: Html, sections: Sequence[Section]) -> str:
     scripts = f"<script>{_in_script(get_plotlyjs())}</script><script>{_asset('report.js')}</script>"
     body = join([element("header", lead), contents, element("main", no_script, *parts), Html(scripts)])
     return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>{body}</body>\n</html>\n'
+
+
+def made_of_mark(made_of: str) -> Html:
+    """What stands near the top of a page that was made of this."""
+    return Html(f'<meta name="made-of"{_attribute("content", made_of)}>')
 
 
 def _attribute(key: str, value: str | bool | None) -> str:

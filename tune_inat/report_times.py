@@ -27,21 +27,22 @@ class WorkingTime:
     """A clock that stands still in the pauses of a search.
 
     Args:
-        trials: with the time at which each began; one without an end lasts to the last end of any.
+        trials: with the time at which each began, and ended or reported last; one that has reported nothing
+            has just begun.
     """
 
     def __init__(self, trials: Sequence[ReportedTrial]) -> None:
         starts = [trial.started or 0.0 for trial in trials]
         self._start = min(starts)
-        self._end = max(*starts, *(trial.ended or 0.0 for trial in trials))
-        self.pauses = tuple(_pauses(self.span(trial) for trial in trials))
+        spans = [self.span(trial) for trial in trials]
+        self.pauses = tuple(_pauses(spans))
         self.paused_seconds = sum(pause.seconds for pause in self.pauses)
-        self.seconds = self._end - self._start - self.paused_seconds
+        self.seconds = max(end for _, end in spans) - self._start - self.paused_seconds
 
     def span(self, trial: ReportedTrial) -> tuple[float, float]:
         """When a trial began and ended, in seconds since 1970; never ended before it began."""
         start = self._start if trial.started is None else trial.started
-        return start, max(start, self._end if trial.ended is None else trial.ended)
+        return start, max(start, trial.ended or start)
 
     def at(self, moment: float) -> float:
         """The seconds of work from the first trial's start to a moment, which is in seconds since 1970."""

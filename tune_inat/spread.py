@@ -225,7 +225,8 @@ class _Fleet:
                 computer = self._start(Computer, node, options, *arguments)
                 place.computers.append(computer)
                 self._asked_since = self._asked_since or time.monotonic()
-                self._opening[computer.__ray_ready__.remote()] = self._note_device
+                placed = computer.__ray_ready__.remote()
+                self._opening[placed] = partial(self._placed, placed)
                 ref = computer.open.remote()
                 self._opening[ref] = partial(self._opened, ref, name, computer)
 
@@ -285,8 +286,10 @@ class _Fleet:
                 answer = partial(self._computed, told, parts, name, computer, chosen, costs[chosen])
                 self._awaited[told] = answer
 
-    def _note_device(self) -> None:
-        self._has_device = True
+    def _placed(self, ref: ObjectRef[Any]) -> None:
+        with suppress(RayError):  # it was dismissed, or lost
+            ray.get(ref)
+            self._has_device = True
 
     def _show_wait(self, shown: ExitStack) -> None:
         """Say that devices are waited for, once that has taken longer than it does where any is free."""
@@ -294,8 +297,7 @@ class _Fleet:
             shown.close()
         elif self._asked_since is not None and time.monotonic() - self._asked_since > START_SECONDS:
             self._asked_since = math.inf  # once
-            title = "Waiting for devices, which others on this cluster use"
-            shown.enter_context(self._meter.task(title, None, ""))
+            shown.enter_context(self._meter.task("Waiting for devices that are free", None, ""))
 
     def _begun(self, ref: ObjectRef[Any], name: str) -> None:
         try:

@@ -38,8 +38,8 @@ def test_mistake_is_said_and_ends_with_code_2(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model", "resnet5"], "resnet50"),
-        (["--set", "weights=nowhere.pth"], "nowhere.pth"),
+        (["--model", "resnet5", "--set", "weights=nowhere.pth"], "resnet50"),
+        (["--set", "weights=nowhere.pth"], "nowhere.pth: there is no such file"),
         (["--gpus-per-trial", "2"], "there are 0 GPUs"),
         (["--cpus-per-trial", "999"], "--cpus-per-trial 999"),
         (["--model", "vit_b_16", "--weights", "none", "--image-size", "100"], "100"),

@@ -18,6 +18,7 @@ from tests.test_forecast import forecaster_of
 from tune_inat.disk import is_of_full_disk, make_folder
 from tune_inat.errors import EXIT_DONE, EXIT_FAILED, ResourceError
 from tune_inat.ledger import LEDGER_FILE, Ledger
+from tune_inat.report import is_current
 from tune_inat.states import FamilyStates
 from tune_inat.store import CACHE_VARIABLE, Store
 
@@ -149,6 +150,7 @@ def test_search_whose_disk_fills_ends_at_once_and_goes_on_when_there_is_room(tmp
         ballast.unlink()
         assert search.run().popen.returncode == EXIT_DONE
         assert search.summary["best"]["model"] == "best_model"
+        assert is_current(search.folder)  # not the report that the first command had left
         (search.folder / "report.html").unlink()
         ballast = fill(storage, leaving=500_000)
         running = search.run()

@@ -13,6 +13,7 @@ from tests.faults.conftest import Undisturbed
 from tests.faults.processes import PROBES, Running, Search, new_search, reported_twice, table_of
 from tests.wandb_files import read_offline_runs
 from tune_inat.errors import EXIT_INTERRUPTED
+from tune_inat.report import is_current
 from tune_inat.search import ENDING
 
 pytestmark = pytest.mark.end_to_end
@@ -71,6 +72,7 @@ def test_search_interrupted_in_each_phase_goes_on_and_ends_as_if_it_never_was(
     assert reported_twice(search.events()) == []
     assert table_of(search.summary) == table_of(undisturbed(PROBES))
     assert search.summary["best"] == undisturbed(PROBES)["best"]
+    assert is_current(search.folder)
 
 
 def test_second_signal_ends_it_at_once(tmp_path: Path) -> None:
