@@ -257,6 +257,7 @@ def test_searches_for_the_same_that_begin_at_once_both_end(
     assert_nodes_have_the_bits_of(alone, configs, nodes)
 
 
+@slow
 def test_search_that_waits_for_devices_says_so(
     nodes: Nodes, many: Path, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ def summary_in(folder: Path) -> dict[str, Any]:
     return summary
 
 
+@slow
 def test_failed_trial_says_why_and_the_others_are_done(run_sweep: RunSweep, hostile_path: Path) -> None:
     more = "  weights: {value: none}\n  optimizer: {value: sgd}\n  epochs: {value: 2}\n"
     sweep = f"{GRID}{more}  lr: {{values: [1e38, 1e-3]}}\n"

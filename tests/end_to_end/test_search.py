@@ -11,6 +11,7 @@ import optuna
 import pytest
 
 from tests.end_to_end.command import Ran, run
+from tests.slow import slow
 from tests.wandb_files import read_offline_runs
 from tune_inat.runs import STUDY_FILE, kept_cpus
 from tune_inat.searchers import name_study, open_study_storage
@@ -216,6 +217,7 @@ def test_optuna_search_keeps_its_study_and_stops_trials_early(bayes: Search) -> 
     assert all(trial["epochs"] == 3 for trial in trials if trial["status"] == "TERMINATED")
 
 
+@slow
 def test_longer_optuna_search_adds_trials_to_the_study(bayes: Search) -> None:
     before = {trial["trial_id"]: trial for trial in bayes.summary["trials"]}
     ran = bayes.again("--trials", "6", "--json")
