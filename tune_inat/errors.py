@@ -2,16 +2,16 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import NoReturn
 
 from tune_inat import interrupts
-from tune_inat.interrupts import flush_what_is_read, interruptible, leave_if_kept, leave_soon
+from tune_inat.interrupts import flush_what_is_read, interruptible, leave_soon
 
 EXIT_DONE = 0
 EXIT_FAILED = 1  # something in the search failed: a trial ended as ERROR
 EXIT_USAGE = 2  # wrong usage or input: nothing was started
 EXIT_INTERRUPTED = interrupts.EXIT_CODE  # Ctrl-C or SIGTERM
+INTERRUPTED = "Interrupted.\n"
 
 
 class UserError(Exception):
@@ -69,30 +69,19 @@ def run_command(command: Callable[[], None]) -> NoReturn:
         sys.stderr.write(f"{describe(error)}\n")
         if is_requested:  # so it is the end that was asked for, if not as it should be
             leave_soon(is_requested=True)
-            leave_if_kept()
         raise SystemExit(EXIT_INTERRUPTED if is_requested else error.exit_code) from None
     except KeyboardInterrupt:
-        _say_interrupted(is_requested)
+        leave_soon(is_requested=is_requested, last_words=INTERRUPTED)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except SystemExit as ending:
         if _is_of_interrupt(ending):  # typer has made an end of it, without a word
-            _say_interrupted(is_requested)
+            leave_soon(is_requested=is_requested, last_words=INTERRUPTED)
         elif is_requested:
             leave_soon(is_requested=True)
-            leave_if_kept()
         raise
     finally:
         flush_what_is_read()
     raise SystemExit(EXIT_DONE)
-
-
-def _say_interrupted(is_requested: bool) -> None:
-    """Say so; a signal more, while what runs in the background ends, leaves at once."""
-    leave_soon(is_requested=is_requested)
-    with suppress(OSError):
-        sys.stderr.write("Interrupted.\n")
-    if is_requested:
-        leave_if_kept()
 
 
 def _is_of_interrupt(error: BaseException) -> bool:

@@ -217,24 +217,24 @@ def worker_threads(n: int, name: str, *, may_be_left: bool = False) -> Iterator[
     pool.shutdown()
 
 
-def leave_soon(*, is_requested: bool) -> None:
+def leave_soon(*, is_requested: bool, last_words: str = "") -> None:
     """All is written: one more signal ends the process at once.
 
     Args:
-        is_requested: whether a signal came. Then the process ends in any case, soon.
+        is_requested: whether a signal came. Then the process ends in any case, soon; here and now if a thread
+            was left behind, for libraries wait for their network where no Python runs.
+        last_words: for stderr.
     """
     for number in SIGNALS:
         signal.signal(number, lambda *_: end_at_once())
+    with suppress(OSError):
+        sys.stderr.write(last_words)
+    if is_requested and _has_left_thread:
+        _leave()
     if is_requested:
         timer = threading.Timer(LEAVE_SECONDS, _leave)
         timer.daemon = True
         timer.start()
-
-
-def leave_if_kept() -> None:
-    """End the process if a thread was left behind: libraries wait for their network where no Python runs."""
-    if _has_left_thread:
-        _leave()
 
 
 def end_at_once() -> None:
