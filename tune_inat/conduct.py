@@ -158,6 +158,10 @@ class _Conductor:
         report = None
         with self._as_far_as_it_fits():
             report = conclusion.report()
+        if course.effort.problem is not None and summary["status"] == "DONE":
+            summary["status"] = "FAILURES"  # it came up when the summary was written
+            with self._as_far_as_it_fits():
+                write_summary(course.folder, summary)
         if course.mirror is not None:
             with self._terminal.task(f"Sending it to {course.storage.place(course.folder)}", None, ""):
                 course.mirror.flush()  # nothing is said to be done before it is there
@@ -188,10 +192,6 @@ class _Conductor:
     def _say_what_is_left(self, summary: dict[str, Any]) -> None:
         """Why the search is not whole, if it is not, and the command that goes on with it."""
         course = self._course
-        if course.effort.problem is not None and summary["status"] == "DONE":
-            summary["status"] = "FAILURES"  # for the exit code: it came up when the summary was written
-            with self._as_far_as_it_fits():
-                write_summary(course.folder, summary)
         why = course.effort.problem
         if summary["is_out_of_time"]:
             why = f"--max-hours {course.settings.max_hours:g} is over."

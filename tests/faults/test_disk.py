@@ -156,6 +156,7 @@ def test_search_whose_disk_fills_ends_at_once_and_goes_on_when_there_is_room(tmp
         running = search.run()
         assert running.popen.returncode == EXIT_FAILED, running.text
         assert "report.html: cannot be written (No space left on device)" in " ".join(running.text.split())
+        assert search.summary["status"] == "FAILURES"
         ballast.unlink()
         assert search.run().popen.returncode == EXIT_DONE
         assert (search.folder / "report.html").exists()
